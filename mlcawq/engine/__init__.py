@@ -1,0 +1,1 @@
+"""The inference engine: TVM's runtime, numpy and tokenizers; no torch, no compiler."""
