@@ -1,0 +1,1 @@
+"""Hugging Face folders: config in all its forms, lazy tensor reading, atomic writing."""

@@ -1,0 +1,212 @@
+"""Writing folders that appear whole or not at all, and weights in shards of bounded size."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mlcawq.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def check_output(out: Path, *, overwrite: bool = False) -> None:
+    """Raise UserError when a result could not be placed at `out`; call it before long work."""
+    out = Path(out)
+    if out.is_file():
+        raise UserError.one("is a file; a folder is written here", str(out), "choose another -o")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise UserError.one(
+            "the output folder exists and is not empty",
+            str(out),
+            "choose another -o, or pass --overwrite to replace it",
+        )
+    parent = _existing_parent(out)
+    if not os.access(parent, os.W_OK):
+        raise UserError.one("no permission to write there", str(parent), "choose another -o")
+
+
+@contextmanager
+def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Work in a temporary sibling of `out`; on success it becomes `out` by a rename.
+
+    Whatever ends the block early, an interrupt included, removes the temporary folder and leaves
+    an earlier `out` as it was. A full disk is raised as UserError.
+    """
+    out = Path(out).absolute()
+    check_output(out, overwrite=overwrite)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    stage.chmod(0o777 & ~_umask())
+    try:
+        yield stage
+        sync_tree(stage)
+        _replace(stage, out)
+    except OSError as error:
+        raise disk_error(error, out) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def disk_error(error: OSError, out: Path) -> UserError | OSError:
+    """`error` as a UserError where it means that the disk is full, else `error` itself."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError.one(
+            "the disk is full; nothing was written",
+            str(out),
+            "free some space, or choose another -o",
+        )
+    return error
+
+
+def _replace(stage: Path, out: Path) -> None:
+    if out.exists():
+        # A folder cannot be renamed onto a full one: the old one steps aside, and comes back
+        # should the second rename fail.
+        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent)) / out.name
+        out.rename(old)
+        try:
+            stage.rename(out)
+        except OSError:
+            old.rename(out)
+            raise
+        finally:
+            shutil.rmtree(old.parent, ignore_errors=True)
+    else:
+        stage.rename(out)
+    _sync(out.parent)
+
+
+def write_file(path: Path, content: bytes | str) -> None:
+    """Replace `path` by `content` in one step that survives a crash."""
+    path = Path(path)
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """As `write_file`, for a JSON document."""
+    write_file(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def sync_tree(folder: Path) -> None:
+    """Force every file below `folder` to the disk."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            _sync(path)
+    _sync(folder)
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes free on the disk that would hold `path`."""
+    return shutil.disk_usage(_existing_parent(Path(path))).free
+
+
+def _existing_parent(path: Path) -> Path:
+    path = path.absolute()
+    while not path.is_dir():
+        path = path.parent
+    return path
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+class ShardWriter:
+    """Weights into model-0000i-of-0000n.safetensors and their index, as transformers names them.
+
+    Holds at most one shard of `max_shard_bytes` in memory. Tensors are torch or numpy; the order
+    of `add` is the order on disk, so equal calls give equal bytes. Call `close` at the end; one
+    shard alone becomes model.safetensors without an index.
+    """
+
+    def __init__(self, folder: Path, max_shard_bytes: int = 4 * 2**30) -> None:
+        self.folder = Path(folder)
+        self._limit = max_shard_bytes
+        self._pending: dict[str, Any] = {}
+        self._pending_bytes = 0
+        self._total = 0
+        self._shards: list[list[str]] = []
+
+    def add(self, name: str, tensor: torch.Tensor | np.ndarray) -> None:
+        """Queue a tensor; writes a shard to disk when it is full."""
+        size = int(tensor.nbytes)
+        if self._pending and self._pending_bytes + size > self._limit:
+            self._flush()
+        self._pending[name] = tensor
+        self._pending_bytes += size
+        self._total += size
+
+    def _flush(self) -> None:
+        from safetensors.torch import save_file
+
+        path = self.folder / f"shard-{len(self._shards)}.partial"
+        tensors = {name: _as_torch(tensor) for name, tensor in self._pending.items()}
+        save_file(tensors, path, metadata={"format": "pt"})
+        self._shards.append(list(tensors))
+        self._pending, self._pending_bytes = {}, 0
+
+    def close(self) -> list[Path]:
+        """Write what is left, give the shards their final names; returns their paths."""
+        if self._pending or not self._shards:
+            self._flush()
+        count = len(self._shards)
+        weight_map: dict[str, str] = {}
+        paths = []
+        for i, names in enumerate(self._shards):
+            file = f"model-{i + 1:05d}-of-{count:05d}.safetensors"
+            if count == 1:
+                file = "model.safetensors"
+            path = self.folder / file
+            (self.folder / f"shard-{i}.partial").rename(path)
+            paths.append(path)
+            weight_map.update(dict.fromkeys(names, file))
+        if count > 1:
+            index = {
+                "metadata": {"total_size": self._total},
+                "weight_map": dict(sorted(weight_map.items())),
+            }
+            write_json(self.folder / "model.safetensors.index.json", index)
+        return paths
+
+
+def _as_torch(tensor: torch.Tensor | np.ndarray) -> torch.Tensor:
+    import torch
+
+    if isinstance(tensor, np.ndarray):
+        if tensor.dtype.name == "bfloat16":
+            return torch.from_numpy(tensor.view(np.int16).copy()).view(torch.bfloat16)
+        return torch.from_numpy(np.ascontiguousarray(tensor))
+    return tensor.detach().contiguous().cpu()
