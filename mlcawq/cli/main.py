@@ -1,0 +1,132 @@
+"""The `mlcawq` program: which commands there are, and how an error reaches the user."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from mlcawq import __version__
+from mlcawq.errors import UserError
+
+# name -> (module, function, help line). A command's module is imported only when it runs, so
+# that `mlcawq --help` does not wait for torch or TVM.
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "quantize": (
+        "mlcawq.cli.quantize",
+        "quantize",
+        "Quantize a Hugging Face model to 4-bit AWQ.",
+    ),
+    "build": (
+        "mlcawq.cli.build",
+        "build",
+        "Build a checkpoint into a model folder that chats: the three steps below, verified.",
+    ),
+    "gen-config": (
+        "mlcawq.cli.build",
+        "gen_config",
+        "Build, step 1: write mlc-chat-config.json and the tokenizer files.",
+    ),
+    "convert-weight": (
+        "mlcawq.cli.build",
+        "convert_weight",
+        "Build, step 2: convert the weights to MLC's format.",
+    ),
+    "compile": (
+        "mlcawq.cli.build",
+        "compile_",
+        "Build, step 3: compile the model library for a target.",
+    ),
+    "chat": ("mlcawq.cli.chat", "chat", "Talk to a built model."),
+    "eval": (
+        "mlcawq.cli.eval",
+        "eval_",
+        "Perplexity, KL divergence and exact answers of a checkpoint or a built model.",
+    ),
+    "doctor": (
+        "mlcawq.cli.doctor",
+        "doctor",
+        "What this machine and environment can do, and what to install for the rest.",
+    ),
+    "inspect": ("mlcawq.cli.inspect", "inspect", "What a model folder or library is."),
+}
+
+_DEBUG = "--debug"
+
+
+def main() -> None:
+    """Entry point of the console script. Exits 0, 1 (UserError), 2 (usage) or 130 (interrupt)."""
+    arguments = [word for word in sys.argv[1:] if word != _DEBUG]
+    debug = len(arguments) < len(sys.argv) - 1 or bool(os.environ.get("MLCAWQ_DEBUG"))
+    try:
+        _app(arguments)(args=arguments, prog_name="mlcawq")
+    except UserError as error:
+        _fail(str(error), debug)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader (head, less) has gone: no more output, and no complaint at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        _fail(
+            f"unexpected {type(error).__name__}: {error}\n  -> this is a bug in mlcawq: run again "
+            "with --debug and report the traceback",
+            debug,
+        )
+
+
+def _fail(message: str, debug: bool) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def _app(arguments: list[str]) -> Callable[..., Any]:
+    app = typer.Typer(
+        help="Any Hugging Face language model as a 4-bit AWQ model that chats fast.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def _options(
+        version: Annotated[
+            bool,
+            typer.Option("--version", callback=_print_version, is_eager=True, help="Show version."),
+        ] = False,
+        debug: Annotated[
+            bool, typer.Option(_DEBUG, help="Show the traceback of an error.")
+        ] = False,
+    ) -> None: ...
+
+    wanted = next((word for word in arguments if not word.startswith("-")), None)
+    for name, (module, function, summary) in COMMANDS.items():
+        command = getattr(importlib.import_module(module), function) if name == wanted else _listed
+        app.command(name, help=None if name == wanted else summary, short_help=summary)(command)
+    return app
+
+
+def _listed() -> None:
+    """Stands for a command that was not asked for: shown in the help, never run."""
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        print(f"mlcawq {__version__}")
+        raise typer.Exit
+
+
+if __name__ == "__main__":
+    main()
