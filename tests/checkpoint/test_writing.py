@@ -1,0 +1,118 @@
+"""A folder appears whole or not at all; shards read back by others' code."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mlcawq.checkpoint.tensors import TensorReader
+from mlcawq.checkpoint.writing import (
+    ShardWriter,
+    check_output,
+    staged_folder,
+    write_file,
+)
+from mlcawq.errors import UserError
+
+
+def leftovers(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_stage_becomes_the_folder(tmp_path: Path) -> None:
+    with staged_folder(tmp_path / "deep" / "out") as stage:
+        (stage / "file").write_text("content")
+        assert not (tmp_path / "deep" / "out").exists()
+    assert (tmp_path / "deep" / "out" / "file").read_text() == "content"
+    assert leftovers(tmp_path / "deep") == ["out"]
+
+
+@pytest.mark.parametrize("reason", [ValueError("bad"), KeyboardInterrupt()])
+def test_a_failure_leaves_nothing(tmp_path: Path, reason: BaseException) -> None:
+    with pytest.raises(type(reason)), staged_folder(tmp_path / "out") as stage:
+        (stage / "half").write_text("content")
+        raise reason
+    assert leftovers(tmp_path) == []
+
+
+def test_overwriting_keeps_the_old_folder_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("old")
+    with pytest.raises(RuntimeError), staged_folder(out, overwrite=True) as stage:
+        (stage / "new").write_text("new")
+        raise RuntimeError
+    assert leftovers(out) == ["old"]
+    with staged_folder(out, overwrite=True) as stage:
+        (stage / "new").write_text("new")
+    assert leftovers(out) == ["new"]
+    assert leftovers(tmp_path) == ["out"]
+
+
+def test_a_full_folder_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="--overwrite"):
+        check_output(tmp_path)
+    check_output(tmp_path, overwrite=True)
+    with pytest.raises(UserError, match="is a file"):
+        check_output(tmp_path / "file")
+
+
+def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with staged_folder(tmp_path / "out") as stage:
+        (stage / "file").touch()
+    assert leftovers(tmp_path / "out") == ["file"]
+
+
+def test_a_full_disk_is_said(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="disk is full"), staged_folder(tmp_path / "out"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert leftovers(tmp_path) == []
+
+
+def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_file(path, "one")
+    write_file(path, b"two")
+    assert path.read_text() == "two"
+    assert leftovers(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("limit", [1, 300, 10_000])
+def test_shards_read_back(tmp_path: Path, limit: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    tensors = {f"t{i}": torch.randn(5 + i, 9, generator=generator) for i in range(6)}
+    tensors["half"] = torch.randn(4, 4, generator=generator).to(torch.bfloat16)
+    writer = ShardWriter(tmp_path, max_shard_bytes=limit)
+    for name, tensor in tensors.items():
+        writer.add(name, tensor)
+    writer.add("numpy", np.arange(6, dtype=np.int32).reshape(2, 3))
+    paths = writer.close()
+    assert len(paths) == (1 if limit == 10_000 else len(paths))
+    reader = TensorReader(tmp_path)
+    assert reader.names == sorted([*tensors, "numpy"])
+    for name, tensor in tensors.items():
+        assert torch.equal(reader.torch(name), tensor)
+        assert torch.equal(load_file(reader.info(name).file)[name], tensor)
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_equal_calls_give_equal_bytes(tmp_path: Path) -> None:
+    digests = []
+    for attempt in ("one", "two"):
+        folder = tmp_path / attempt
+        folder.mkdir()
+        writer = ShardWriter(folder, max_shard_bytes=100)
+        for i in range(5):
+            writer.add(f"t{i}", torch.full((10,), float(i)))
+        writer.close()
+        files = sorted(folder.iterdir())
+        digests.append([hashlib.sha256(path.read_bytes()).hexdigest() for path in files])
+    assert digests[0] == digests[1]
