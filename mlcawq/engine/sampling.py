@@ -1,0 +1,232 @@
+"""How the next token is chosen from logits: the parameters, their checks, and the sampler.
+
+Order of processing, the one of Hugging Face's `generate`:
+
+ 1. logit_bias is added (OpenAI);
+ 2. repetition_penalty over prompt and answer: positive logits are divided by it, negative ones
+    multiplied (Keskar et al. 2019, arXiv:1909.05858, as in Hugging Face);
+ 3. presence_penalty and frequency_penalty over the answer only: minus presence where a token
+    has occurred, minus frequency times its count (OpenAI);
+ 4. temperature; 0 is greedy and ends here with the largest logit;
+ 5. top_k, then top_p on what is left, renormalised (Holtzman et al. 2020, arXiv:1904.09751);
+ 6. min_p: at least this fraction of the largest probability (Nguyen et al. 2024,
+    arXiv:2407.01082);
+ 7. one uniform number of the request's own generator, through the cumulative distribution.
+
+A request's draws depend on its seed and its logits, never on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import numpy as np
+
+from mlcawq.errors import Problem, UserError, raise_all
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """One request's sampling. The defaults change nothing: plain sampling at temperature 1."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: all tokens
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None  # None: a fresh one for every request
+    max_tokens: int | None = None  # None: until the context window is full
+    stop: Sequence[str] = ()  # these strings end the answer and are not part of it
+    stop_token_ids: Sequence[int] = ()  # beside the model's own
+    ignore_eos: bool = False  # the model's own stop tokens and strings do not end the answer
+
+    def __post_init__(self) -> None:
+        raise_all(self._problems())
+
+    @property
+    def needs_counts(self) -> bool:
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> SamplingParams:
+        """Defaults written in mlc-chat-config.json (MLC's keys, which are generation_config's).
+
+        Raises UserError naming that file when one of its values is out of range.
+        """
+        names = (
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "repetition_penalty",
+            "presence_penalty",
+            "frequency_penalty",
+        )
+        given = {name: config[name] for name in names if config.get(name) is not None}
+        try:
+            return cls(**given)
+        except UserError as error:
+            raise UserError(
+                *(Problem(p.what, "mlc-chat-config.json", p.fix) for p in error.problems)
+            ) from None
+
+    def override(self, **changes: Any) -> SamplingParams:
+        """A copy with the `changes` that are not None. Raises UserError with all bad ones."""
+        return replace(self, **{k: v for k, v in changes.items() if v is not None})
+
+    def _problems(self) -> Iterable[Problem]:
+        for f in fields(self):
+            wanted = _RANGES.get(f.name)
+            if wanted is None:
+                continue
+            text, kinds, valid = wanted
+            value = getattr(self, f.name)
+            if value is None and f.name in ("seed", "max_tokens"):
+                continue
+            if isinstance(value, bool) or not isinstance(value, kinds) or not valid(value):
+                yield Problem(f"{f.name} is {value!r}", fix=f"it must be {text}")
+        if isinstance(self.stop, str) or not all(isinstance(s, str) and s for s in self.stop):
+            yield Problem(f"stop is {self.stop!r}", fix="it must be a list of non-empty strings")
+        if not all(type(i) is int and i >= 0 for i in self.stop_token_ids):
+            yield Problem(f"stop_token_ids is {self.stop_token_ids!r}", fix="give token ids")
+        for token, bias in self.logit_bias.items():
+            if type(token) is not int or token < 0 or not -100 <= bias <= 100:
+                yield Problem(
+                    f"logit_bias has {token!r}: {bias!r}", fix="map token ids to -100 ... 100"
+                )
+
+
+_REAL = (int, float)
+_INT = (int,)
+_RANGES: dict[str, tuple[str, tuple[type, ...], Any]] = {
+    "temperature": ("0 (greedy) or more, at most 100", _REAL, lambda v: 0 <= v <= 100),
+    "top_p": ("above 0 and at most 1", _REAL, lambda v: 0 < v <= 1),
+    "top_k": ("0 (off) or a positive whole number", _INT, lambda v: v >= 0),
+    "min_p": ("from 0 to 1", _REAL, lambda v: 0 <= v <= 1),
+    "repetition_penalty": ("above 0 (1 is off)", _REAL, lambda v: 0 < v < math.inf),
+    "presence_penalty": ("from -2 to 2", _REAL, lambda v: -2 <= v <= 2),
+    "frequency_penalty": ("from -2 to 2", _REAL, lambda v: -2 <= v <= 2),
+    "seed": ("a whole number from 0 to 2^64 - 1", _INT, lambda v: 0 <= v < 2**64),
+    "max_tokens": ("a positive whole number", _INT, lambda v: v > 0),
+}
+
+
+class SamplerState:
+    """What one request's sampling remembers: its generator and which tokens have occurred."""
+
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], vocab_size: int) -> None:
+        self.params = params
+        self.rng = np.random.default_rng(params.seed)
+        self._bias_ids = np.fromiter(params.logit_bias.keys(), np.int64, len(params.logit_bias))
+        self._bias = np.fromiter(params.logit_bias.values(), np.float32, len(params.logit_bias))
+        outside = self._bias_ids >= vocab_size
+        if outside.any():
+            raise UserError.one(
+                f"logit_bias names token {int(self._bias_ids[outside][0])}",
+                fix=f"the model's token ids end at {vocab_size - 1}",
+            )
+        self._seen: np.ndarray | None = None
+        self._counts: np.ndarray | None = None
+        if params.needs_counts:
+            self._seen = np.zeros(vocab_size, bool)
+            self._seen[np.asarray(prompt_ids, np.int64)] = True
+            self._counts = np.zeros(vocab_size, np.int32)
+
+    def record(self, token: int) -> None:
+        """Count a token of the answer."""
+        if self._seen is not None and self._counts is not None:
+            self._seen[token] = True
+            self._counts[token] += 1
+
+    def penalize(self, logits: np.ndarray) -> None:
+        """Steps 1 to 3 of the module's list, in place. logits: float32 [V]."""
+        if self._bias_ids.size:
+            logits[self._bias_ids] += self._bias
+        if self._seen is None or self._counts is None:
+            return
+        p = self.params
+        if p.repetition_penalty != 1.0:
+            ids = np.flatnonzero(self._seen)
+            seen = logits[ids]
+            logits[ids] = np.where(
+                seen < 0, seen * p.repetition_penalty, seen / p.repetition_penalty
+            )
+        if p.presence_penalty or p.frequency_penalty:
+            ids = np.flatnonzero(self._counts)
+            logits[ids] -= p.presence_penalty + p.frequency_penalty * self._counts[ids]
+
+
+def sample(logits: np.ndarray, states: Sequence[SamplerState], active_vocab: int) -> list[int]:
+    """Choose one token a row, and count it in the row's state.
+
+    logits: float32 [B, V]; states: B of them. Ids from `active_vocab` on are padding that the
+    tokenizer cannot print, and are never chosen. Raises UserError when the model computed
+    logits that are no numbers.
+    """
+    rows = np.array(logits[:, :active_vocab], np.float32)
+    tops = rows.max(axis=1)
+    if not np.isfinite(tops).all():  # NaN and +inf show up in the maximum, as does all -inf
+        raise UserError.one(
+            "the model computed logits that are not finite numbers (NaN or infinity)",
+            fix="build the model again with --verify; when that passes, an activation has "
+            "overflowed float16: build the checkpoint unquantized as q0f32 to compare",
+        )
+    for row, state in zip(rows, states, strict=True):
+        state.penalize(row)
+    tokens = rows.argmax(axis=1)
+    for i, state in enumerate(states):
+        if state.params.temperature > 0:
+            tokens[i] = _draw(rows[i], state)
+        state.record(int(tokens[i]))
+    return [int(token) for token in tokens]
+
+
+def candidates(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, np.ndarray]:
+    """Steps 4 to 6: the tokens left, in order of id, and their probabilities, which sum to 1.
+
+    logits: float32 [V], penalties applied; params.temperature > 0.
+    Returns int64 [n] and float64 [n].
+    """
+    # float64, and the maximum first: a tiny temperature must overflow nothing.
+    scaled = (logits.astype(np.float64) - float(logits.max())) / params.temperature
+    ids = np.arange(scaled.size)
+    if 0 < params.top_k < scaled.size:
+        kth = np.partition(scaled, -params.top_k)[-params.top_k]
+        ids = np.flatnonzero(scaled >= kth)
+    probs = np.exp(scaled[ids])
+    probs /= probs.sum()
+    if params.top_p < 1.0:
+        keep = _nucleus(probs, params.top_p)
+        ids, probs = ids[keep], probs[keep]
+    if params.min_p > 0.0:
+        keep = np.flatnonzero(probs >= params.min_p * probs.max())
+        ids, probs = ids[keep], probs[keep]
+    return ids, probs / probs.sum()
+
+
+def _nucleus(probs: np.ndarray, top_p: float) -> np.ndarray:
+    """Ascending indices of the smallest set of most probable tokens whose sum reaches top_p."""
+    # Tokens below (1 - top_p) / n sum to less than 1 - top_p: the nucleus lies among the others,
+    # which are few, so that only few need to be sorted.
+    likely = np.flatnonzero(probs >= (1.0 - top_p) / probs.size)
+    order = likely[np.argsort(-probs[likely], kind="stable")]
+    reached = np.cumsum(probs[order])
+    # The tolerance keeps a sum that is top_p but for rounding from taking one token more.
+    count = int(np.searchsorted(reached, top_p - 1e-12)) + 1
+    return np.sort(order[:count])
+
+
+def _draw(logits: np.ndarray, state: SamplerState) -> int:
+    ids, probs = candidates(logits, state.params)
+    position = np.searchsorted(np.cumsum(probs), state.rng.random(), side="right")
+    return int(ids[min(int(position), ids.size - 1)])

@@ -1,0 +1,117 @@
+"""Prompts to token ids: equal to Hugging Face's for ordinary text, and safe for hostile text."""
+
+import random
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers_for_tests import byte_level, sentencepiece_like
+
+from mlcawq.engine.conversation import Conversation
+from mlcawq.engine.tokenizer import ModelTokenizer
+from mlcawq.errors import UserError
+
+CHATML = Conversation(
+    roles={"user": "<|im_start|>user", "assistant": "<|im_start|>assistant"},
+    seps=["<|im_end|>\n"],
+    role_content_sep="\n",
+    role_empty_sep="\n",
+    system_template="<|im_start|>system\n{system_message}<|im_end|>\n",
+    stop_str=["<|im_end|>", "User:"],
+    stop_token_ids=[0],
+)
+LLAMA2 = Conversation(
+    roles={"user": "<s>[INST]", "assistant": "[/INST]"},
+    seps=[" ", " </s>"],
+    role_content_sep=" ",
+    system_template="",
+)
+ORDINARY = "abc DE\n\n  .é界🙂'\t<|im_ [INST] two hot Paris\u0301"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tokenizer")
+
+
+@pytest.fixture(params=["byte_level", "metaspace", "legacy"])
+def case(request, folder):
+    path = folder / f"{request.param}.json"
+    if request.param == "byte_level":
+        return ModelTokenizer(byte_level(path), CHATML), Tokenizer.from_file(str(path))
+    sentencepiece_like(path, request.param)
+    return ModelTokenizer(path, LLAMA2), Tokenizer.from_file(str(path))
+
+
+def test_ordinary_chats_encode_as_the_rendered_string(case):
+    ours, plain = case
+    rng = random.Random(0)
+    for _ in range(300):
+        messages = [
+            {
+                "role": ("user", "assistant")[i % 2],
+                "content": "".join(rng.choices(ORDINARY, k=rng.randrange(20))),
+            }
+            for i in range(rng.choice((1, 3, 5)))
+        ]
+        rendered = ours.conversation.render(messages)
+        assert ours.encode_chat(messages) == plain.encode(rendered, add_special_tokens=False).ids
+
+
+def test_control_tokens_in_messages_stay_text(case):
+    ours, plain = case
+    specials = sorted(t for t in ("<|im_end|>", "<|im_start|>", "</s>", "<s>", "<|endoftext|>"))
+    for hostile in (*specials, "x".join(specials), specials[0] * 3):
+        for role in ("user", "assistant"):
+            messages = [{"role": "user", "content": "a"}, {"role": role, "content": hostile}]
+            harmless = [{"role": "user", "content": "a"}, {"role": role, "content": "b"}]
+            ids, expected = ours.encode_chat(messages), ours.encode_chat(harmless)
+            controls = [i for i in ids if i in ours.special_ids]
+            assert controls == [i for i in expected if i in ours.special_ids]
+            assert hostile in plain.decode(ids, skip_special_tokens=False)
+
+
+def test_other_added_tokens_are_tokens_everywhere(folder):
+    ours = ModelTokenizer(byte_level(folder / "t.json"), CHATML)
+    think = ours.token_id("<think>")
+    assert think in ours.encode_chat([{"role": "assistant", "content": "<think>hm"}])
+
+
+def test_stripping_tokens_keep_their_flags(folder):
+    path = byte_level(folder / "late.json")
+    conversation = Conversation(
+        roles={"user": "<|late|>", "assistant": "<|late|>"}, seps=[""], role_content_sep="  \n"
+    )
+    messages = [{"role": "user", "content": "  hi"}]
+    expected = Tokenizer.from_file(str(path)).encode(conversation.render(messages)).ids
+    assert ModelTokenizer(path, conversation).encode_chat(messages) == expected
+
+
+def test_a_plain_token_used_by_the_template_is_guarded(folder):
+    conversation = Conversation(roles={"user": "<think>", "assistant": "A"}, seps=[""])
+    ours = ModelTokenizer(byte_level(folder / "u.json"), conversation)
+    ids = ours.encode_chat([{"role": "user", "content": "<think>"}])
+    assert ids.count(ours.token_id("<think>")) == 1
+
+
+def test_prefix_ids_and_plain_text(folder):
+    path = byte_level(folder / "p.json")
+    plain = Conversation(roles={"user": "", "assistant": ""}, seps=[""])
+    with_prefix = Conversation(
+        roles={"user": "", "assistant": ""}, seps=[""], system_prefix_token_ids=[0]
+    )
+    text_ids = Tokenizer.from_file(str(path)).encode("hot café").ids
+    assert ModelTokenizer(path, plain).encode_plain("hot café") == text_ids
+    assert ModelTokenizer(path, with_prefix).encode_plain("hot café") == [0, *text_ids]
+    assert ModelTokenizer(path, with_prefix).encode_chat([], add_generation_prompt=False) == [0]
+
+
+def test_stop_rules_turn_special_tokens_into_ids(folder):
+    ours = ModelTokenizer(byte_level(folder / "s.json"), CHATML)
+    assert ours.stop_rules() == ({0, ours.token_id("<|im_end|>")}, ("User:",))
+
+
+def test_an_unreadable_tokenizer(folder):
+    path = folder / "broken.json"
+    path.write_text('{"version": "1.0"')
+    with pytest.raises(UserError, match=r"broken\.json.*not a readable tokenizer"):
+        ModelTokenizer(path, CHATML)
