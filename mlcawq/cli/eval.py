@@ -1,0 +1,171 @@
+"""`mlcawq eval`: perplexity, divergence from another model, exact answers."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from mlcawq.evaluate.metrics import Estimate
+    from mlcawq.evaluate.questions import Answered
+    from mlcawq.evaluate.run import Report
+
+_WRONG_SHOWN = 10
+
+
+def eval_(
+    folder: Annotated[
+        str, typer.Argument(help="A Hugging Face checkpoint (plain or AWQ), or a built folder.")
+    ],
+    text: Annotated[
+        Path | None, typer.Option("--text", help="Text file to predict: gives the perplexity.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            "--against",
+            help="Another model of either kind, taken as the reference: its fp16 original, say.",
+        ),
+    ] = None,
+    questions: Annotated[
+        Path | None,
+        typer.Option(
+            "--questions",
+            help='.jsonl of {"question", "answer"}: how many are answered exactly, greedily.',
+        ),
+    ] = None,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            "--window",
+            min=2,
+            help="Tokens in a window of text; windows do not overlap.  "
+            "[default: 2048, or what the model or the text allows]",
+        ),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", min=2, help="Use only this many tokens of the text."),
+    ] = None,
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="Longest answer to a question.")
+    ] = 64,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="One JSON document on stdout.")
+    ] = False,
+) -> None:
+    """Judge a model: how well it predicts a text, how far it is from another one, what it knows.
+
+    --text gives the perplexity, over windows that do not overlap. With --against, also the mean
+    Kullback-Leibler divergence D(reference || model), in thousandths of a nat per token, and how
+    often both find the same token likeliest. --questions counts exact answers.
+    """
+    if text is None and questions is None:
+        raise typer.BadParameter("give --text FILE, --questions FILE, or both")
+
+    from mlcawq.evaluate.run import Request, evaluate
+
+    request = Request(
+        model=folder,
+        against=against,
+        text=text,
+        questions=questions,
+        window=window,
+        max_tokens=max_tokens,
+        max_new_tokens=max_new_tokens,
+    )
+    with _Progress() as progress:
+        report = evaluate(request, progress)
+    if json_output:
+        print(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(_lines(report)))
+
+
+class _Progress:
+    """One bar on stderr for every part of the work; silent where stderr is no terminal."""
+
+    def __enter__(self) -> _Progress:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(file=sys.stderr)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed}/{task.total}"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, object] = {}
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what not in self._tasks:
+            self._tasks[what] = self._bar.add_task(what, total=total)
+        self._bar.update(self._tasks[what], completed=done)  # type: ignore[arg-type]
+
+
+def _lines(report: Report) -> list[str]:
+    rows = [("model", report.model, report.labels[0])]
+    if report.against is not None:
+        rows.append(("reference", report.against, report.labels[1]))
+    lines = [f"{role:<10} {name} ({label})" for role, name, label in rows]
+    comparison = report.comparison
+    if comparison is not None:
+        model, reference = comparison.model, comparison.reference
+        lines += [
+            "",
+            f"{model.tokens} tokens predicted in {model.windows} windows of {model.window}",
+            f"perplexity                {model.perplexity:.4f}",
+        ]
+        if reference is not None and comparison.divergence is not None:
+            divergence = comparison.divergence
+            kl = divergence.kl
+            lines += [
+                f"  of the reference        {reference.perplexity:.4f}",
+                f"  ln(ratio)               {_plus_minus(divergence.loss_difference, 1, 5)}",
+                f"KL divergence, mean       {_plus_minus(kl, 1e3, 3)} millinats/token",
+                f"  median, 99 %, largest   {divergence.kl_median * 1e3:.3f}, "
+                f"{divergence.kl_p99 * 1e3:.3f}, {divergence.kl_max * 1e3:.3f}",
+                f"same likeliest token      {_plus_minus(divergence.top1, 100, 2)} %",
+            ]
+    if report.answers:
+        lines += ["", f"exact answers             {_right(report.answers)}"]
+        if report.reference_answers:
+            lines.append(f"  of the reference        {_right(report.reference_answers)}")
+            expected = sum(answer.right for answer in report.reference_answers)
+            if expected:
+                share = sum(answer.right for answer in report.answers) / expected
+                lines.append(f"  as many as it           {share:.1%}")
+        wrong = [answer for answer in report.answers if not answer.right]
+        for answer in wrong[:_WRONG_SHOWN]:
+            question = answer.question
+            lines.append(
+                f"  wrong: {question.question!r}: {answer.said!r}, not {question.answer!r}"
+            )
+        if len(wrong) > _WRONG_SHOWN:
+            lines.append(f"  and {len(wrong) - _WRONG_SHOWN} more (all of them with --json)")
+    return lines
+
+
+def _plus_minus(estimate: Estimate, factor: float, digits: int) -> str:
+    text = f"{estimate.mean * factor:.{digits}f}"
+    if estimate.standard_error is not None:
+        text += f" ± {estimate.standard_error * factor:.{digits}f}"
+    return text
+
+
+def _right(answers: list[Answered]) -> str:
+    right = sum(answer.right for answer in answers)
+    return f"{right} of {len(answers)} ({right / len(answers):.1%})"

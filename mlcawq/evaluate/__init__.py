@@ -1,0 +1,1 @@
+"""Judging a model: perplexity, divergence from another model, questions answered."""

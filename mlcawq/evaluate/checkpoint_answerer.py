@@ -1,0 +1,98 @@
+"""Chatting greedily with a Hugging Face checkpoint, in float32 on its dequantized weights.
+
+Generation needs every block for every token, so here, unlike everywhere else, the whole model is
+in memory.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mlcawq.checkpoint.hf_config import portable_config
+from mlcawq.checkpoint.streaming import StreamedModel
+from mlcawq.errors import UserError
+from mlcawq.families import expected_tensors
+
+_BATCH = 32
+
+
+def load_whole(folder: Path) -> Any:
+    """transformers' causal LM with the folder's weights in float32, AWQ ones dequantized."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    streamed = StreamedModel(folder)
+    raw = portable_config(streamed.config)
+    for key in ("quantization_config", "torch_dtype", "dtype", "model_type"):
+        raw.pop(key, None)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(streamed.config.model_type, **raw)
+        )
+    state = {name: streamed.tensor(name) for name in expected_tensors(streamed.config)}
+    model.load_state_dict(state, strict=False, assign=True)
+    model.tie_weights()
+    rotary = model.base_model.rotary_emb  # its buffers are computed, not loaded
+    model.base_model.rotary_emb = type(rotary)(config=model.config)
+    return model.eval().requires_grad_(False)
+
+
+def stop_ids(folder: Path, tokenizer: Any) -> list[int]:
+    """Every token id that ends an answer, by generation_config.json, config.json or tokenizer."""
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            given = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
+            found.update(given if isinstance(given, list) else [given])
+    found.add(tokenizer.eos_token_id)
+    return sorted(token for token in found if token is not None)
+
+
+class CheckpointAnswerer:
+    """An `Answerer` over a checkpoint folder with a chat template."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        if not self._tokenizer.chat_template:
+            raise UserError.one(
+                "no chat template, so it cannot be asked questions",
+                str(folder),
+                "add chat_template.jinja, or leave --questions out",
+            )
+        self._stop = stop_ids(folder, self._tokenizer)
+        self._model = load_whole(folder)
+
+    def _prompt(self, question: str) -> list[int]:
+        text = self._tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @torch.no_grad()
+    def answers(self, questions: Sequence[str], max_new_tokens: int) -> Iterator[tuple[int, str]]:
+        """See `Answerer.answers`. Prompts of one length make a batch, so nothing is padded."""
+        prompts = [self._prompt(question) for question in questions]
+        by_length: dict[int, list[int]] = defaultdict(list)
+        for i, prompt in enumerate(prompts):
+            by_length[len(prompt)].append(i)
+        for length, members in sorted(by_length.items()):
+            for start in range(0, len(members), _BATCH):
+                chosen = members[start : start + _BATCH]
+                ids = torch.tensor([prompts[i] for i in chosen])
+                output = self._model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    do_sample=False,
+                    max_new_tokens=max_new_tokens,
+                    eos_token_id=self._stop or None,
+                    pad_token_id=self._stop[0] if self._stop else 0,
+                )
+                for i, row in zip(chosen, output, strict=True):
+                    yield i, self._tokenizer.decode(row[length:], skip_special_tokens=True)

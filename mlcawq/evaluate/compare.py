@@ -1,0 +1,142 @@
+"""Scoring windows of text with one model, and against another one, as the logits stream by."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from mlcawq.errors import UserError
+from mlcawq.evaluate.metrics import (
+    Estimate,
+    estimate,
+    kl_divergence,
+    log_softmax,
+    negative_log_likelihood,
+)
+from mlcawq.evaluate.scorers import Scorer, rows_at_once
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class TextScore:
+    """How well a model predicts a text.
+
+    loss: nats per predicted token; perplexity is its exponential.
+    tokens: how many tokens were predicted; windows: in how many windows of text.
+    """
+
+    loss: Estimate
+    tokens: int
+    windows: int
+    window: int
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss.mean)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far a model's predictions are from a reference's, token by token.
+
+    kl: D(P_reference ‖ P_model) in nats per token; kl_median, kl_p99, kl_max: its distribution.
+    top1: the fraction of tokens where both find the same token likeliest.
+    loss_difference: model's loss - reference's on the same tokens, the logarithm of the ratio
+        of perplexities. Paired, so its error is far smaller than that of either loss.
+    """
+
+    kl: Estimate
+    kl_median: float
+    kl_p99: float
+    kl_max: float
+    top1: Estimate
+    loss_difference: Estimate
+
+
+@dataclass(frozen=True)
+class Comparison:
+    model: TextScore
+    reference: TextScore | None
+    divergence: Divergence | None
+    seconds: float
+
+
+def _targets(windows: np.ndarray, rows: int) -> Iterator[np.ndarray]:
+    for window in windows:
+        predicted = window[1:]
+        for start in range(0, len(predicted), rows):
+            yield predicted[start : start + rows]
+
+
+def score_windows(
+    model: Scorer,
+    windows: np.ndarray,
+    reference: Scorer | None = None,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Score token ids int64 [W, T]; with a reference, compare the two distributions as well.
+
+    Only a run of logits of each model is held at a time. Where the models pad their vocabulary
+    to different widths, both are cut to the narrower one before the softmax.
+    progress is called with the tokens predicted so far and in all.
+    Raises UserError when a model's logits are not finite.
+    """
+    started = time.perf_counter()
+    count, length = windows.shape
+    total = count * (length - 1)
+    width = model.vocab_size
+    if reference is not None:
+        width = min(width, reference.vocab_size)
+    rows = rows_at_once(width)
+    loss, reference_loss, kl = np.empty(total), np.empty(total), np.empty(total)
+    same_top = np.empty(total)
+    model_runs = model.logits(windows, rows)
+    reference_runs = reference.logits(windows, rows) if reference is not None else None
+    done = 0
+    for targets in _targets(windows, rows):
+        here = slice(done, done + len(targets))
+        log_probs = log_softmax(_finite(next(model_runs), model)[:, :width])
+        loss[here] = negative_log_likelihood(log_probs, targets)
+        if reference is not None and reference_runs is not None:
+            expected = log_softmax(_finite(next(reference_runs), reference)[:, :width])
+            reference_loss[here] = negative_log_likelihood(expected, targets)
+            kl[here] = kl_divergence(expected, log_probs)
+            same_top[here] = expected.argmax(axis=-1) == log_probs.argmax(axis=-1)
+        done += len(targets)
+        if progress is not None:
+            progress(done, total)
+
+    def score(values: np.ndarray) -> TextScore:
+        return TextScore(estimate(values), total, count, length)
+
+    divergence = None
+    if reference is not None:
+        divergence = Divergence(
+            kl=estimate(kl),
+            kl_median=float(np.median(kl)),
+            kl_p99=float(np.quantile(kl, 0.99)),
+            kl_max=float(kl.max()),
+            top1=estimate(same_top),
+            loss_difference=estimate(loss - reference_loss),
+        )
+    return Comparison(
+        model=score(loss),
+        reference=None if reference is None else score(reference_loss),
+        divergence=divergence,
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _finite(logits: np.ndarray, scorer: Scorer) -> np.ndarray:
+    if not np.isfinite(logits).all():
+        raise UserError.one(
+            "its logits are not finite, so nothing can be said of its predictions",
+            scorer.label,
+            "the weights hold inf or nan, or overflow in the type they are computed in",
+        )
+    return logits

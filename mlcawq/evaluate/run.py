@@ -1,0 +1,207 @@
+"""One evaluation from what the user named to a report: all checks first, then the work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from mlcawq.checkpoint.source import resolve
+from mlcawq.errors import Problem, UserError, raise_all
+from mlcawq.evaluate.compare import Comparison, TextScore, score_windows
+from mlcawq.evaluate.questions import Answered, Question, ask, open_answerer, read_questions
+from mlcawq.evaluate.scorers import Kind, Scorer, folder_kind, folder_label, open_scorer
+from mlcawq.evaluate.text import cut_windows, open_tokenizer, read_text, vocabulary_problems
+
+T = TypeVar("T")
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate: see `mlcawq eval --help` for the meaning of each."""
+
+    model: str
+    against: str | None = None
+    text: Path | None = None
+    questions: Path | None = None
+    window: int | None = None
+    max_tokens: int | None = None
+    max_new_tokens: int = 64
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came out. `reference_answers` is empty without a model to compare against."""
+
+    model: str
+    against: str | None
+    labels: tuple[str, ...]
+    comparison: Comparison | None
+    answers: list[Answered] = field(default_factory=list)
+    reference_answers: list[Answered] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        """One JSON document. Losses and divergences are in nats per token."""
+        document: dict[str, Any] = {"model": self.model, "model_kind": self.labels[0]}
+        if self.against is not None:
+            document |= {"against": self.against, "against_kind": self.labels[1]}
+        if self.comparison is not None:
+            document["text"] = _text_json(self.comparison)
+        if self.answers:
+            document["questions"] = _questions_json(self.answers)
+        if self.reference_answers:
+            document["against_questions"] = _questions_json(self.reference_answers)
+        return document
+
+
+def _text_json(comparison: Comparison) -> dict[str, Any]:
+    def score(given: TextScore) -> dict[str, Any]:
+        return {"perplexity": given.perplexity, "loss": asdict(given.loss)}
+
+    model = comparison.model
+    document: dict[str, Any] = {
+        "tokens": model.tokens,
+        "windows": model.windows,
+        "window": model.window,
+        "seconds": comparison.seconds,
+        "model": score(model),
+    }
+    if comparison.reference is not None and comparison.divergence is not None:
+        document["against"] = score(comparison.reference)
+        document["divergence"] = asdict(comparison.divergence)
+    return document
+
+
+def _questions_json(answers: Sequence[Answered]) -> dict[str, Any]:
+    return {
+        "right": sum(answer.right for answer in answers),
+        "total": len(answers),
+        "wrong": [
+            {
+                "question": answer.question.question,
+                "answer": answer.question.answer,
+                "said": answer.said,
+            }
+            for answer in answers
+            if not answer.right
+        ],
+    }
+
+
+class _Checks:
+    """Runs checks that may each raise UserError, and raises everything found at once."""
+
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def __call__(self, check: Callable[..., T], *arguments: Any) -> T | None:
+        try:
+            return check(*arguments)
+        except UserError as error:
+            self.problems.extend(error.problems)
+            return None
+
+    def done(self) -> None:
+        raise_all(self.problems)
+
+
+def _locate(model: str) -> tuple[Path, Kind]:
+    folder = Path(model).expanduser()
+    if not folder.exists():
+        folder = resolve(model)  # a hub name, or an error that says so
+    kind = folder_kind(folder)
+    if isinstance(kind, Problem):
+        raise UserError(kind)
+    return folder, kind
+
+
+def evaluate(request: Request, progress: Progress | None = None) -> Report:
+    """Check everything, then score the text and ask the questions that the request names.
+
+    progress is called with (what is being done, done so far, in all).
+    Raises UserError with all problems that can be found before the first weight is read.
+    """
+    checks = _Checks()
+    names = [request.model] + ([request.against] if request.against is not None else [])
+    text = checks(read_text, request.text) if request.text else None
+    questions = checks(read_questions, request.questions) if request.questions else None
+    located = [checks(_locate, name) for name in names]
+    checks.done()
+    subjects = [subject for subject in located if subject is not None]
+
+    windows, scorers = _prepare_text(request, subjects, text)
+    labels = tuple(folder_label(folder, kind) for folder, kind in subjects)
+    comparison = None
+    if windows is not None:
+        comparison = score_windows(
+            scorers[0],
+            windows,
+            scorers[1] if len(scorers) > 1 else None,
+            progress=_named(progress, "scoring text"),
+        )
+    scorers.clear()  # a built model's weights go before its questions load them again
+    answered = [
+        _ask(folder, kind, questions, request, _named(progress, f"asking {name}"))
+        for name, (folder, kind) in zip(names, subjects, strict=True)
+        if questions is not None
+    ]
+    return Report(
+        model=request.model,
+        against=request.against,
+        labels=labels,
+        comparison=comparison,
+        answers=answered[0] if answered else [],
+        reference_answers=answered[1] if len(answered) > 1 else [],
+    )
+
+
+def _prepare_text(
+    request: Request, subjects: Sequence[tuple[Path, Kind]], text: str | None
+) -> tuple[np.ndarray | None, list[Scorer]]:
+    """The windows and the opened models; (None, []) where no text is to be scored."""
+    if text is None:
+        return None, []
+    checks = _Checks()
+    opened = [checks(open_scorer, *subject) for subject in subjects]
+    tokenizers = [checks(open_tokenizer, subject[0]) for subject in subjects]
+    checks.done()
+    scorers = [scorer for scorer in opened if scorer is not None]
+    known = [tokenizer for tokenizer in tokenizers if tokenizer is not None]
+    if len(known) > 1:
+        raise_all(vocabulary_problems(known[0], known[1], f"{request.model}, {request.against}"))
+    windows = cut_windows(
+        known[0].encode(text),
+        window=request.window,
+        longest=min(scorer.longest for scorer in scorers),
+        max_tokens=request.max_tokens,
+        where=str(request.text),
+    )
+    narrowest = min(scorers, key=lambda scorer: scorer.vocab_size)
+    if windows.max() >= narrowest.vocab_size:
+        raise UserError.one(
+            f"the text has token {windows.max()}, and the model predicts only "
+            f"{narrowest.vocab_size} tokens",
+            request.model,
+            "the tokenizer belongs to another model: copy the right one into the folder",
+        )
+    return windows, scorers
+
+
+def _ask(
+    folder: Path,
+    kind: Kind,
+    questions: Sequence[Question],
+    request: Request,
+    progress: Callable[[int, int], None] | None,
+) -> list[Answered]:
+    return ask(open_answerer(folder, kind), questions, request.max_new_tokens, progress)
+
+
+def _named(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:
+    if progress is None:
+        return None
+    return lambda done, total: progress(what, done, total)
