@@ -1,0 +1,34 @@
+"""scripts/peers/outliers.py: outliers appear, the function stays."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import make_tiny_model
+
+from mlcawq.checkpoint.tensors import TensorReader
+from mlcawq.evaluate.compare import score_windows
+from mlcawq.evaluate.scorers import open_scorer
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
+from peers.outliers import add_outliers  # noqa: E402
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_channels_grow_and_the_function_stays(tmp_path: Path, family: str) -> None:
+    folder = make_tiny_model(tmp_path / "model", family)
+    grown = add_outliers(folder, tmp_path / "grown")
+    before, after = TensorReader(folder), TensorReader(grown)
+    for name in ("input_layernorm.weight", "self_attn.v_proj.weight", "mlp.up_proj.weight"):
+        a, b = (reader.numpy(f"model.layers.1.{name}") for reader in (before, after))
+        ratio = (b / a).astype(np.float32).reshape(len(a), -1).max(axis=1)
+        assert set(ratio.round().tolist()) == {1.0, 16.0}
+
+    model = open_scorer(folder, "checkpoint")
+    windows = np.random.default_rng(0).integers(0, model.vocab_size, (2, 48))
+    found = score_windows(open_scorer(grown, "checkpoint"), windows, model)
+    assert found.divergence is not None
+    assert found.divergence.kl_max < 1e-6
