@@ -1,0 +1,240 @@
+"""mlc-chat-config.json and what it says of the model, in both directions.
+
+The file is MLC's: its keys, and under "model_config" the fields of MLC's config class for the
+architecture. MLC keeps unknown keys there and ignores them, so config.json's own keys stand beside
+MLC's: the library can be compiled from this file alone, and nothing of the architecture
+(rope scaling, biases) is lost on the way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlcawq.checkpoint.config import AwqConfig, ModelConfig, load_json, parse_config
+from mlcawq.errors import Problem, UserError, raise_all
+
+CONFIG_NAME = "mlc-chat-config.json"
+CONFIG_VERSION = "0.1.0"
+AWQ_LAYOUT = "autoawq"
+ATTENTION_SINK_SIZE = 4
+UNQUANTIZED = ("q0f16", "q0f32")
+AWQ_NAMES = {128: "q4f16_autoawq", 64: "q4f16_autoawq_g64", 32: "q4f16_autoawq_g32"}
+
+# Keys of config.json that say nothing about the computation, or that make mlc_llm refuse the file
+# (it reads quantization_config as its fp8 format).
+_DROPPED = (
+    "_name_or_path",
+    "auto_map",
+    "quantization_config",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
+
+
+@dataclass(frozen=True)
+class ChatConfig:
+    """The part of mlc-chat-config.json that decides how a library is compiled and driven.
+
+    model: the architecture; `model.quantization` is set for AWQ names.
+    quantization: one of UNQUANTIZED or of AWQ_NAMES' values.
+    weight_layout: how the quantized weights are stored ("autoawq"), None for unquantized ones.
+    context_window_size, prefill_chunk_size: in tokens; max_batch_size: in sequences.
+    raw: the file as it was read.
+    """
+
+    model: ModelConfig
+    quantization: str
+    weight_layout: str | None
+    context_window_size: int
+    prefill_chunk_size: int
+    max_batch_size: int
+    raw: dict[str, Any]
+
+
+def quantization_names() -> tuple[str, ...]:
+    return (*UNQUANTIZED, *AWQ_NAMES.values())
+
+
+def choose_quantization(config: ModelConfig, asked: str | None = None, where: str = "") -> str:
+    """MLC's name for the weights of a checkpoint: `asked`, checked, or what the checkpoint is.
+
+    An AWQ checkpoint has its name from its group size; an unquantized one is built as q0f32 when
+    it is float32 and as q0f16 otherwise.
+    Raises UserError when `asked` is unknown or does not fit the checkpoint.
+    """
+    if asked is not None and asked not in quantization_names():
+        raise UserError.one(
+            f"unknown quantization {asked!r}",
+            "--quantization",
+            f"choose one of {', '.join(quantization_names())}, or leave the option out",
+        )
+    if config.quantization is not None:
+        own = AWQ_NAMES[config.quantization.group_size]
+        if asked not in (None, own):
+            raise UserError.one(
+                f"the checkpoint is AWQ with group size {config.quantization.group_size} "
+                f"({own}), not {asked}",
+                where,
+                "leave --quantization out, or build from the unquantized checkpoint",
+            )
+        return own
+    if asked in AWQ_NAMES.values():
+        raise UserError.one(
+            f"the checkpoint is not quantized, so it cannot be built as {asked}",
+            where,
+            "run `mlcawq quantize` on it first and build what that writes",
+        )
+    return asked or ("q0f32" if config.dtype == "float32" else "q0f16")
+
+
+def quantization_of(name: str, awq: object = None) -> AwqConfig | None:
+    """The AWQ settings that a quantization name stands for; None for unquantized names.
+
+    awq: the file's own "awq" object, where it has one; stock MLC folders do not.
+    Raises UserError for a name that this version cannot build.
+    """
+    if name in UNQUANTIZED:
+        return None
+    groups = {value: group for group, value in AWQ_NAMES.items()}
+    if name not in groups:
+        raise UserError.one(
+            f"quantization {name!r} is not supported (supported: {', '.join(quantization_names())})"
+        )
+    given = awq if isinstance(awq, dict) else {}
+    return AwqConfig(
+        bits=4,
+        group_size=groups[name],
+        zero_point=bool(given.get("zero_point", True)),
+        version="gemm",
+        modules_to_not_convert=tuple(given.get("modules_to_not_convert") or ()),
+    )
+
+
+def mlc_model_config(
+    config: ModelConfig, *, context_window_size: int, prefill_chunk_size: int, max_batch_size: int
+) -> dict[str, Any]:
+    """The "model_config" object: config.json's keys, and MLC's own for this architecture."""
+    out = {key: value for key, value in config.raw.items() if key not in _DROPPED}
+    out.update(
+        model_type=config.model_type,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_attention_heads=config.num_attention_heads,
+        num_hidden_layers=config.num_hidden_layers,
+        num_key_value_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        rms_norm_eps=config.rms_norm_eps,
+        vocab_size=config.vocab_size,
+        max_position_embeddings=config.max_position_embeddings,
+        hidden_act=config.hidden_act,
+        tie_word_embeddings=config.tie_word_embeddings,
+        rope_theta=_whole(config.rope.theta),
+        context_window_size=context_window_size,
+        prefill_chunk_size=prefill_chunk_size,
+        tensor_parallel_shards=1,
+        max_batch_size=max_batch_size,
+    )
+    # transformers 4's form as well, because that is the one that mlc_llm reads.
+    scaled = config.rope.rope_type != "default"
+    out["rope_scaling"] = (
+        {"rope_type": config.rope.rope_type, **config.rope.params} if scaled else None
+    )
+    if config.model_type in ("llama", "mistral"):
+        out["position_embedding_base"] = _whole(config.rope.theta)
+    if config.model_type == "mistral":
+        # The context never outgrows the window (see gen_config), so no rolling cache is wanted.
+        # The sink is then without effect, but mlc_llm insists on a valid one.
+        out.update(sliding_window_size=-1, attention_sink_size=ATTENTION_SINK_SIZE)
+    if config.model_type in ("qwen2", "qwen3"):
+        # MLC's field for the type in which a graph is first written down; it converts later.
+        out["dtype"] = "float32"
+    else:
+        out.pop("dtype", None)
+    if config.model_type == "qwen3":
+        out["attention_bias"] = config.attention_bias
+    return out
+
+
+def _whole(value: float) -> int | float:
+    return int(value) if float(value).is_integer() else value
+
+
+def config_path(path: Path) -> Path:
+    """mlc-chat-config.json for a folder or for the file itself. Raises UserError when missing."""
+    path = Path(path)
+    file = path / CONFIG_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise UserError.one(
+            f"no {CONFIG_NAME}",
+            str(path),
+            "run `mlcawq gen-config CHECKPOINT -o DIR` first, or `mlcawq build` for all steps",
+        )
+    return file
+
+
+def read_chat_config(path: Path) -> ChatConfig:
+    """Read a folder's mlc-chat-config.json, written by us or by mlc_llm.
+
+    Raises UserError naming every value that is missing, wrong, or not supported.
+    """
+    file = config_path(path)
+    raw = load_json(file)
+    where = str(file)
+    model = raw.get("model_config")
+    if not isinstance(model, dict):
+        raise UserError.one("model_config is missing", where, "write the file with gen-config")
+    model = {"model_type": raw.get("model_type"), **model}
+    # A stock file holds MLC's name of the rotary base, and no maximum beside its context.
+    model.setdefault("rope_theta", model.get("position_embedding_base") or None)
+    problems: list[Problem] = []
+    sizes = {}
+    for key in ("context_window_size", "prefill_chunk_size", "max_batch_size"):
+        value = raw.get(key, model.get(key))
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            problems.append(Problem(f"{key} must be a positive integer, found {value!r}", where))
+            value = 1
+        sizes[key] = value
+    model.setdefault("max_position_embeddings", sizes["context_window_size"])
+    name = raw.get("quantization")
+    quantization = None
+    if not isinstance(name, str):
+        problems.append(Problem(f"quantization must be a name, found {name!r}", where))
+        name = ""
+    else:
+        try:
+            quantization = quantization_of(name, raw.get("awq"))
+        except UserError as error:
+            problems.extend(dataclasses.replace(p, where=where) for p in error.problems)
+    layout = raw.get("weight_layout", AWQ_LAYOUT if quantization else None)
+    if quantization and layout != AWQ_LAYOUT:
+        problems.append(
+            Problem(
+                f"weight_layout {layout!r} is not supported (supported: {AWQ_LAYOUT})",
+                where,
+                "convert the weights again with this version",
+            )
+        )
+    if raw.get("tensor_parallel_shards", 1) != 1:
+        problems.append(Problem("tensor_parallel_shards above 1 is not supported", where))
+    try:
+        parsed = parse_config(model, f"{where}: model_config")
+    except UserError as error:
+        raise UserError(*problems, *error.problems) from None
+    raise_all(problems)
+    return ChatConfig(
+        model=dataclasses.replace(parsed, quantization=quantization),
+        quantization=name,
+        weight_layout=layout if quantization else None,
+        raw=raw,
+        **sizes,
+    )
+
+
+def library_name(target: str) -> str:
+    """File name of the library inside a model folder, for a target kind ("cpu" -> lib-cpu.so)."""
+    return f"lib-{re.sub(r'[^a-z0-9]+', '-', target.lower()).strip('-')}.so"
