@@ -1,0 +1,220 @@
+"""Build, step 1: mlc-chat-config.json and the tokenizer files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from mlcawq.build.chat_config import (
+    ATTENTION_SINK_SIZE,
+    AWQ_LAYOUT,
+    CONFIG_NAME,
+    CONFIG_VERSION,
+    choose_quantization,
+    mlc_model_config,
+)
+from mlcawq.build.chat_template import ChatTemplate, RenderRefusedError, find_chat_template
+from mlcawq.build.conversation_match import PROBES, TemplateChoice, choose
+from mlcawq.build.model_tokens import ModelTokens, load_tokenizer
+from mlcawq.build.tokenizer_files import copy_tokenizer, tokenizer_info
+from mlcawq.checkpoint.config import ModelConfig, load_json, read_config
+from mlcawq.checkpoint.writing import write_json
+from mlcawq.engine.conversation import Conversation
+from mlcawq.engine.tokenizer import ModelTokenizer
+from mlcawq.errors import Problem, UserError, raise_all
+
+DEFAULT_PREFILL_CHUNK = 2048
+DEFAULT_BATCH = 8
+
+# MLC's values where a model gives none.
+_SYSTEM_DEFAULTS: dict[str, Any] = {
+    "temperature": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+    "repetition_penalty": 1.0,
+    "top_p": 1.0,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the library is compiled for; None takes the default.
+
+    context_window_size: tokens of a sequence (default: what the model was made for).
+    prefill_chunk_size: tokens of a prompt that are run at once (2048, or the context).
+    max_batch_size: sequences decoded at once (8).
+    """
+
+    context_window_size: int | None = None
+    prefill_chunk_size: int | None = None
+    max_batch_size: int | None = None
+
+
+@dataclass(frozen=True)
+class GeneratedConfig:
+    """config: mlc-chat-config.json as written; messages: lines for the user."""
+
+    config: dict[str, Any]
+    template: TemplateChoice
+    messages: tuple[str, ...]
+
+
+def gen_config(
+    checkpoint: Path,
+    out: Path,
+    quantization: str | None = None,
+    conv_template: str | None = None,
+    sizes: Sizes | None = None,
+) -> GeneratedConfig:
+    """Write mlc-chat-config.json and the tokenizer of `checkpoint` into the folder `out`.
+
+    quantization: MLC's name, None for what the checkpoint is. conv_template: a shipped template's
+    name or a JSON file, None to find it from the model's chat template.
+    Raises UserError for everything that is wrong with the checkpoint or with the arguments.
+    """
+    checkpoint, out = Path(checkpoint), Path(out)
+    config = read_config(checkpoint)
+    name = choose_quantization(config, quantization, str(checkpoint))
+    chosen = choose_sizes(config, sizes or Sizes())
+    files = copy_tokenizer(checkpoint, out)
+    tokens = ModelTokens.read(out, checkpoint)
+    _check_vocabulary(config, tokens, out)
+    template = find_chat_template(checkpoint)
+    choice = choose(template, tokens, conv_template)
+    messages = [*choice.report(), *_window_note(config, chosen)]
+    if template is not None and not choice.differences:
+        messages += _token_differences(choice.conversation, template, out / "tokenizer.json")
+
+    content: dict[str, Any] = {
+        "version": CONFIG_VERSION,
+        "model_type": config.model_type,
+        "quantization": name,
+        "model_config": mlc_model_config(config, **chosen),
+        "vocab_size": config.vocab_size,
+        "context_window_size": chosen["context_window_size"],
+        "sliding_window_size": -1,
+        "prefill_chunk_size": chosen["prefill_chunk_size"],
+        "attention_sink_size": ATTENTION_SINK_SIZE if config.model_type == "mistral" else -1,
+        "tensor_parallel_shards": 1,
+        "pipeline_parallel_stages": 1,
+        "active_vocab_size": min(tokens.vocab_size, config.vocab_size),
+        **_generation_settings(checkpoint),
+        "tokenizer_files": files,
+        "tokenizer_info": tokenizer_info(out / "tokenizer.json"),
+        "conv_template": choice.conversation.to_dict(),
+        "model_task": "chat",
+        "max_batch_size": chosen["max_batch_size"],
+    }
+    if config.quantization is not None:
+        content["weight_layout"] = AWQ_LAYOUT
+        content["awq"] = {
+            "bits": config.quantization.bits,
+            "group_size": config.quantization.group_size,
+            "zero_point": config.quantization.zero_point,
+            "version": config.quantization.version,
+            "modules_to_not_convert": list(config.quantization.modules_to_not_convert),
+        }
+    write_json(out / CONFIG_NAME, content)
+    return GeneratedConfig(content, choice, tuple(messages))
+
+
+def choose_sizes(config: ModelConfig, sizes: Sizes) -> dict[str, int]:
+    """The sizes to compile for. Raises UserError naming every one that the model cannot have."""
+    limit = config.max_position_embeddings
+    reason = f"the model was made for {limit} tokens (max_position_embeddings)"
+    if config.sliding_window is not None and config.sliding_window < limit:
+        # Within one window, windowed attention is full attention.
+        limit = config.sliding_window
+        reason = f"the model attends to a window of {limit} tokens (sliding_window)"
+    problems: list[Problem] = []
+
+    def positive(option: str, value: int | None, default: int) -> int:
+        if value is not None and value <= 0:
+            problems.append(Problem(f"{value} is not a positive number", option))
+        return default if value is None else value
+
+    context = positive("--context-window-size", sizes.context_window_size, limit)
+    if context > limit:
+        problems.append(
+            Problem(f"{context} is too much: {reason}", "--context-window-size", "give less")
+        )
+    chunk = positive(
+        "--prefill-chunk-size", sizes.prefill_chunk_size, min(DEFAULT_PREFILL_CHUNK, context)
+    )
+    batch = positive("--max-batch-size", sizes.max_batch_size, DEFAULT_BATCH)
+    raise_all(problems)
+    return {
+        "context_window_size": context,
+        "prefill_chunk_size": min(chunk, context),
+        "max_batch_size": batch,
+    }
+
+
+def _generation_settings(checkpoint: Path) -> dict[str, Any]:
+    """Sampling defaults and token ids: generation_config.json's, config.json's, MLC's."""
+    sources: list[Mapping[str, Any]] = [
+        load_json(checkpoint / name)
+        for name in ("generation_config.json", "config.json")
+        if (checkpoint / name).is_file()
+    ]
+    out = {}
+    for key, default in _SYSTEM_DEFAULTS.items():
+        values = (source.get(key) for source in sources)
+        out[key] = next((value for value in values if value is not None), default)
+    return out
+
+
+def _check_vocabulary(config: ModelConfig, tokens: ModelTokens, out: Path) -> None:
+    beyond = {text: i for text, i in tokens.added.items() if i >= config.vocab_size}
+    if beyond:
+        named = ", ".join(f"{text} ({i})" for text, i in sorted(beyond.items())[:5])
+        raise UserError.one(
+            f"the tokenizer has {len(beyond)} tokens beyond the model's vocabulary of "
+            f"{config.vocab_size}: {named}",
+            str(out / "tokenizer.json"),
+            "use the tokenizer that belongs to this checkpoint",
+        )
+
+
+def _window_note(config: ModelConfig, chosen: Mapping[str, int]) -> list[str]:
+    window = config.sliding_window
+    if window is None or chosen["context_window_size"] < window:
+        return []
+    return [
+        f"note: the model attends to a sliding window; the context is limited to its {window} "
+        "tokens, where the result is the same"
+    ]
+
+
+def _token_differences(
+    conversation: Conversation, template: ChatTemplate, tokenizer_json: Path
+) -> list[str]:
+    """Dialogues whose text is right and whose token ids still differ from Hugging Face's."""
+    reference: tokenizers.Tokenizer = load_tokenizer(tokenizer_json)
+    ours = ModelTokenizer(tokenizer_json, conversation)
+    out = []
+    for name, dialogue in PROBES.items():
+        try:
+            text = template.render(dialogue)
+            got = ours.encode_chat(dialogue)
+        except (RenderRefusedError, UserError):
+            continue
+        expected = reference.encode(text, add_special_tokens=False).ids
+        # Reasoning marks inside a message are text to us and tokens to Hugging Face.
+        if got != expected and not ({"<think>"} & set(text.split())):
+            at = next(
+                (i for i, (a, b) in enumerate(zip(expected, got, strict=False)) if a != b),
+                min(len(expected), len(got)),
+            )
+            out.append(
+                f"warning: {name}: token {at} differs from Hugging Face's encoding of the same "
+                f"text ({expected[at : at + 4]} there, {got[at : at + 4]} here)"
+            )
+    return out
