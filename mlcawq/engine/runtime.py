@@ -1,0 +1,280 @@
+"""A compiled library at work: TVM's virtual machine, the weights, and one paged KV cache.
+
+Everything is driven through the functions that MLC's libraries export and through TVM's
+`vm.builtin.kv_state_*`; only TVM's runtime is needed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import tvm
+import tvm_ffi
+
+from mlcawq.engine.artifact import DEVICES, BuiltFolder, check_library
+from mlcawq.engine.weights import load_weights
+from mlcawq.errors import UserError
+
+PAGE_SIZE = 16  # tokens; the value that the kernels of the paged cache are generated for
+_POOLED_ALLOCATOR = 2
+_MEMORY_SHARE = 0.6  # of the free memory, for the KV cache at most
+_KV_FUNCTIONS = {
+    "kv_state_": (
+        "clear",
+        "add_sequence",
+        "remove_sequence",
+        "fork_sequence",
+        "popn",
+        "begin_forward",
+        "end_forward",
+    ),
+    "attention_kv_cache_": ("get_num_available_pages",),
+}
+_DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+
+class ModelRuntime:
+    """One model on one device.
+
+    max_batch: sequences in one forward pass. max_total_tokens: tokens in the KV cache, of all
+    sequences together; fewer when the device's memory does not allow for them.
+
+    Raises UserError when the device or the library is missing or does not fit the folder.
+    """
+
+    def __init__(
+        self,
+        built: BuiltFolder,
+        device: str = "auto",
+        *,
+        max_batch: int | None = None,
+        max_total_tokens: int | None = None,
+    ) -> None:
+        self.device, self.library = choose_device(built, device)
+        self._vm = _load_library(self.library, self.device)
+        self.metadata: dict[str, Any] = json.loads(str(self._vm["_metadata"]()))
+        check_library(built, self.metadata, self.library)
+        self.vocab_size = built.vocab_size
+        self.prefill_chunk_size = int(self.metadata["prefill_chunk_size"])
+        limit = int(self.metadata.get("max_batch_size", 1))
+        self.max_batch = limit if max_batch is None else min(max_batch, limit)
+        self._functions = {
+            name: self._function(name)
+            for name in ("embed", "prefill", "decode", "batch_prefill", "batch_decode")
+        }
+        self._verify = self._function("batch_verify", required=False)
+        self._kv = {
+            name: tvm.get_global_func(f"vm.builtin.{prefix}{name}")
+            for prefix, names in _KV_FUNCTIONS.items()
+            for name in names
+        }
+        self._reshape = tvm.get_global_func("vm.builtin.reshape")
+        names = [param["name"] for param in self.metadata["params"]]
+        self._params = tvm_ffi.convert(load_weights(built.shards, names, self.device))
+        self._cache = self._create_cache(max_total_tokens or self._most_tokens(built))
+        self.total_pages = self.available_pages()
+
+    # ------------------------------------------------------------------------------ KV cache
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a single sequence can have in the cache."""
+        return self.total_pages * PAGE_SIZE
+
+    def available_pages(self) -> int:
+        return int(self._kv["get_num_available_pages"](self._cache))
+
+    def add_sequence(self, sequence: int) -> None:
+        self._kv["add_sequence"](self._cache, sequence)
+
+    def remove_sequence(self, sequence: int) -> None:
+        self._kv["remove_sequence"](self._cache, sequence)
+
+    def fork_sequence(self, parent: int, child: int, position: int) -> None:
+        """A new sequence that shares the parent's first `position` tokens."""
+        self._kv["fork_sequence"](self._cache, parent, child, position)
+
+    def pop(self, sequence: int, count: int) -> None:
+        """Forget the last `count` tokens of a sequence."""
+        self._kv["popn"](self._cache, sequence, count)
+
+    def clear(self) -> None:
+        """Forget all sequences."""
+        self._kv["clear"](self._cache)
+
+    # ------------------------------------------------------------------------------- forward
+
+    def prefill(self, parts: Sequence[tuple[int, Sequence[int]]]) -> np.ndarray:
+        """Append tokens to sequences: (sequence, ids), at most prefill_chunk_size ids in all.
+
+        Returns the logits after each sequence's last token, float32 [len(parts), V].
+        """
+        sequences = [sequence for sequence, _ in parts]
+        lengths = [len(ids) for _, ids in parts]
+        embedded = self._embed([token for _, ids in parts for token in ids], batch_first=True)
+        if len(parts) == 1:
+            return self._forward(sequences, lengths, "prefill", embedded).reshape(1, -1)
+        last = np.cumsum(lengths, dtype=np.int32) - 1
+        positions = self._tensor(last.astype(np.int32))
+        logits = self._forward(sequences, lengths, "batch_prefill", embedded, positions)
+        return logits.reshape(len(parts), -1)
+
+    def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
+        """Append one token to each sequence. Returns logits float32 [len(sequences), V]."""
+        embedded = self._embed(tokens, batch_first=False)
+        name = "decode" if len(sequences) == 1 else "batch_decode"
+        logits = self._forward(sequences, [1] * len(sequences), name, embedded)
+        return logits.reshape(len(sequences), -1)
+
+    def score(self, sequence: int, tokens: Sequence[int]) -> np.ndarray:
+        """Append tokens to one sequence. Returns the logits after each, float32 [n, V].
+
+        n is at most prefill_chunk_size; for libraries without `batch_verify`, one.
+        """
+        if self._verify is None:
+            return self.prefill([(sequence, tokens)])
+        embedded = self._embed(tokens, batch_first=True)
+        logits = self._forward([sequence], [len(tokens)], "batch_verify", embedded)
+        return logits.reshape(len(tokens), -1)
+
+    @property
+    def score_chunk(self) -> int:
+        """Tokens that `score` takes at most."""
+        return 1 if self._verify is None else self.prefill_chunk_size
+
+    def _forward(
+        self, sequences: Sequence[int], lengths: Sequence[int], name: str, *inputs: Any
+    ) -> np.ndarray:
+        function = self._verify if name == "batch_verify" else self._functions[name]
+        self._kv["begin_forward"](
+            self._cache, tvm_ffi.Shape(list(sequences)), tvm_ffi.Shape(list(lengths))
+        )
+        result = function(*inputs, self._cache, self._params)
+        self._kv["end_forward"](self._cache)
+        return np.asarray(result[0].numpy(), np.float32)
+
+    def _embed(self, tokens: Sequence[int], *, batch_first: bool) -> Any:
+        """Embeddings as [1, n, hidden] for prefill or [n, 1, hidden] for decode."""
+        hidden = self._functions["embed"](self._tensor(np.array(tokens, np.int32)), self._params)
+        n, width = (int(s) for s in hidden.shape)
+        shape = [1, n, width] if batch_first else [n, 1, width]
+        return self._reshape(hidden, tvm_ffi.Shape(shape))
+
+    def _tensor(self, array: np.ndarray) -> Any:
+        return tvm.runtime.tensor(array, device=self.device)
+
+    # ------------------------------------------------------------------------------- loading
+
+    def _function(self, name: str, *, required: bool = True) -> Any:
+        function = self._vm.get_function(name) if self._vm.implements_function(name) else None
+        if function is None and required:
+            raise UserError.one(
+                f"the library has no function {name!r}",
+                str(self.library),
+                "compile the folder again with `mlcawq compile`",
+            )
+        return function
+
+    def _create_cache(self, tokens: int) -> Any:
+        create = self._function("create_tir_paged_kv_cache")
+        sliding_window = 0
+        sizes = (self.max_batch, tokens, self.prefill_chunk_size, PAGE_SIZE, sliding_window)
+        return create(*(tvm_ffi.Shape([value]) for value in sizes))
+
+    def _most_tokens(self, built: BuiltFolder) -> int:
+        """Room for max_batch full contexts, or for what fits into memory."""
+        wanted = int(built.config["context_window_size"]) * self.max_batch
+        cache = self.metadata.get("kv_cache")
+        if not cache:
+            return wanted
+        dtype = "float32" if "f32" in str(self.metadata["quantization"]) else "float16"
+        per_token = (
+            2
+            * int(cache["num_hidden_layers"])
+            * int(cache["num_key_value_heads"])
+            * int(cache["head_dim"])
+            * _DTYPE_BYTES[dtype]
+        )
+        fitting = int(_free_memory(self.device) * _MEMORY_SHARE) // per_token
+        if fitting < self.prefill_chunk_size:
+            raise UserError.one(
+                f"the KV cache needs {per_token} bytes a token, and memory is left for "
+                f"{fitting} tokens only",
+                str(built.path),
+                "free memory, or build with a smaller --context-window-size",
+            )
+        return min(wanted, fitting)
+
+
+def choose_device(built: BuiltFolder, asked: str) -> tuple[Any, Path]:
+    """The device and the library for it. asked: "auto", or a kind with an optional index.
+
+    Raises UserError when the folder has no library for it or the machine has no such device.
+    """
+    kind, _, index = asked.partition(":")
+    kind = {"llvm": "cpu"}.get(kind, kind)
+    if (kind != "auto" and kind not in DEVICES) or (index and not index.isdigit()):
+        raise UserError.one(
+            f"unknown device {asked!r}", "--device", f"use auto or one of: {', '.join(DEVICES)}"
+        )
+    present = ", ".join(built.libraries)
+    if kind != "auto":
+        if kind not in built.libraries:
+            raise UserError.one(
+                f"the folder has no library for {kind} (it has: {present})",
+                str(built.path),
+                f"run `mlcawq compile {built.path} --target {kind}`",
+            )
+        device = tvm.device(kind, int(index or 0))
+        if not _exists(device):
+            raise UserError.one(
+                f"this machine has no {asked}", "--device", "`mlcawq doctor` lists what it has"
+            )
+        return device, built.libraries[kind]
+    for kind in DEVICES:
+        if kind in built.libraries and _exists(tvm.device(kind, 0)):
+            return tvm.device(kind, 0), built.libraries[kind]
+    raise UserError.one(
+        f"the folder has libraries only for devices that this machine lacks: {present}",
+        str(built.path),
+        f"run `mlcawq compile {built.path} --target cpu`",
+    )
+
+
+def _exists(device: Any) -> bool:
+    try:
+        return bool(device.exist)
+    except Exception:  # the runtime was built without this kind of device
+        return False
+
+
+def _free_memory(device: Any) -> int:
+    if device.type != "cpu":
+        try:
+            free = device.total_global_memory
+            if free:
+                return int(free)
+        except Exception:  # not every device can tell
+            pass
+    return int(psutil.virtual_memory().available)
+
+
+def _load_library(path: Path, device: Any) -> Any:
+    try:
+        vm = tvm.runtime.load_module(str(path))["vm_load_executable"]()
+        init: list[int] = []
+        for dev in (device, tvm.cpu(0)):
+            init += [dev.dlpack_device_type(), dev.index, _POOLED_ALLOCATOR]
+        vm["vm_initialization"](*(init if device.type != "cpu" else init[:3]))
+    except Exception as error:  # whatever the loader of shared objects says
+        raise UserError.one(
+            f"the library cannot be loaded: {str(error).strip().splitlines()[-1]}",
+            str(path),
+            "compile it again on this machine, with the TVM that is installed here",
+        ) from error
+    return vm
