@@ -30,6 +30,8 @@ _SUFFIXES = (".so", ".dylib", ".dll")
 
 # Of "model_config" these only size buffers; changing them does not change what is computed.
 _SIZES = frozenset({"context_window_size", "prefill_chunk_size", "max_batch_size"})
+# These a compiler may fill in from others where the file leaves them out.
+_FILLED_IN = frozenset({"model_type", "rope_theta", "max_position_embeddings"})
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ def _model_config_problems(
         theirs = {name: cache[name] for name in names if name in cache}
         ours = {name: ours.get(name, value) for name, value in theirs.items()}
         ours = {name: theirs[name] if value is None else value for name, value in ours.items()}
-    keys = sorted((set(ours) | set(theirs)) - _SIZES)
+    keys = sorted((set(ours) | (set(theirs) - _FILLED_IN)) - _SIZES)
     return [
         Problem(
             f"compiled for {key} = {theirs.get(key)!r}, but {CONFIG} says {ours.get(key)!r}",

@@ -12,7 +12,7 @@ running requests together.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -241,17 +241,19 @@ class Engine:
         self,
         prompt: str | Sequence[Message] | Sequence[int],
         params: SamplingParams | None = None,
-    ) -> Iterator[Delta]:
+    ) -> Generator[Delta, None, None]:
         """One answer, as it comes. Closing the iterator gives the request up.
 
         prompt: messages for a chat model, a text to continue, or token ids.
+        A long prompt takes several steps; each yields an empty delta, so that the caller can
+        stop there as well.
         """
         request = self.add_request(prompt, params)
+        stats = _answer(self._requests[request]).stats
         try:
             while request in self._requests:
-                for delta in self.step():
-                    if delta.request == request:
-                        yield delta
+                own = [delta for delta in self.step() if delta.request == request]
+                yield from own or [Delta(request, "", (), None, stats)]
         finally:
             self.abort(request)
 

@@ -1,0 +1,223 @@
+"""`mlcawq chat`: talk to a built model, or ask it one thing."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mlcawq.errors import UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from mlcawq.engine.engine import Delta
+    from mlcawq.engine.session import ChatSession
+
+_OWN_DEFAULT = "  [default: the model's]"
+
+
+def chat(
+    folder: Annotated[Path, typer.Argument(help="A folder made by `mlcawq build` or mlc_llm.")],
+    prompt: Annotated[
+        str | None,
+        typer.Option("--prompt", help="Ask this once, print the answer, exit. '-' reads stdin."),
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", help="System message." + _OWN_DEFAULT)
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, vulkan, …")
+    ] = "auto",
+    library: Annotated[
+        Path | None,
+        typer.Option("--library", help="Compiled library, when it is not in the folder."),
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", help="0 is greedy." + _OWN_DEFAULT)
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option("--top-p", help="Keep the likeliest tokens up to this sum." + _OWN_DEFAULT),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", help="Keep so many tokens; 0: all." + _OWN_DEFAULT)
+    ] = None,
+    min_p: Annotated[
+        float | None,
+        typer.Option("--min-p", help="Keep this fraction of the top probability." + _OWN_DEFAULT),
+    ] = None,
+    repetition_penalty: Annotated[
+        float | None,
+        typer.Option("--repetition-penalty", help="Above 1: against repetition." + _OWN_DEFAULT),
+    ] = None,
+    presence_penalty: Annotated[
+        float | None,
+        typer.Option("--presence-penalty", help="Against tokens used before." + _OWN_DEFAULT),
+    ] = None,
+    frequency_penalty: Annotated[
+        float | None,
+        typer.Option("--frequency-penalty", help="Against tokens used often." + _OWN_DEFAULT),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="The same seed gives the same answer.")
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option("--stop", help="End the answer before this text. Repeatable."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None,
+        typer.Option("--max-tokens", help="Length of an answer.  [default: what the context has]"),
+    ] = None,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="With --prompt: one JSON document on stdout.")
+    ] = False,
+) -> None:
+    """Talk to a built model; with --prompt or piped input, ask it one thing.
+
+    One-shot, stdout carries the answer and nothing else. A session has commands (/help lists
+    them); Ctrl-C stops an answer, Ctrl-D leaves.
+    """
+    one_shot = prompt is not None or not sys.stdin.isatty()
+    if json_output and not one_shot:
+        raise typer.BadParameter("--json goes with --prompt or piped input")
+
+    from mlcawq.engine.sampling import SamplingParams
+
+    options = {
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "presence_penalty": presence_penalty,
+        "frequency_penalty": frequency_penalty,
+        "seed": seed,
+        "stop": tuple(stop) if stop else None,
+        "max_tokens": max_tokens,
+    }
+    SamplingParams().override(**options)  # wrong values are reported before anything is loaded
+    text = _one_prompt(prompt) if one_shot else ""
+
+    started = time.perf_counter()
+    session = _load(folder, device, library, options, system, quiet=one_shot)
+    if one_shot:
+        _ask_once(session, text, time.perf_counter() - started, json_output)
+    else:
+        from mlcawq.cli.chat_repl import run_repl
+
+        run_repl(session)
+
+
+def _one_prompt(prompt: str | None) -> str:
+    text = sys.stdin.read().removesuffix("\n") if prompt in (None, "-") else str(prompt)
+    if not text:
+        raise UserError.one("the prompt is empty", fix="give --prompt TEXT, or text on stdin")
+    return text
+
+
+def _load(
+    folder: Path,
+    device: str,
+    library: Path | None,
+    options: dict[str, Any],
+    system: str | None,
+    *,
+    quiet: bool,
+) -> ChatSession:
+    """The engine with one conversation; what the user should know of it goes to stderr."""
+    if "tvm" not in sys.modules:
+        # The runtime alone: half the start-up time and memory of the compiler.
+        os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
+    from mlcawq.engine.engine import Engine
+    from mlcawq.engine.session import ChatSession
+
+    if not quiet:
+        print(f"loading {folder} …", file=sys.stderr)
+    engine = Engine(folder, device, library=library, max_batch=1)
+    session = ChatSession(engine, engine.default_params.override(**options))
+    if session.is_plain:
+        engine.notes.append("this model has no chat template: it continues your text as it stands")
+        if system is not None:
+            raise UserError.one(
+                "this model has no chat template, so it takes no system message",
+                "--system",
+                "put it into the prompt",
+            )
+    if system is not None:
+        session.set_system(system)
+    for note in engine.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return session
+
+
+def _ask_once(session: ChatSession, prompt: str, load_seconds: float, as_json: bool) -> None:
+    answer, reason = show(session.ask(prompt), sys.stdout.write if not as_json else None)
+    stats = session.last
+    if as_json and stats is not None:
+        document = {
+            "answer": answer,
+            "finish_reason": reason,
+            "usage": {
+                "prompt_tokens": stats.prompt_tokens,
+                "cached_tokens": stats.cached_tokens,
+                "completion_tokens": stats.completion_tokens,
+                "total_tokens": stats.prompt_tokens + stats.completion_tokens,
+            },
+            "timings": {
+                "load_seconds": load_seconds,
+                "prefill_seconds": stats.prefill_seconds,
+                "decode_seconds": stats.decode_seconds,
+                "prefill_tokens_per_second": stats.prefill_tokens_per_second,
+                "decode_tokens_per_second": stats.decode_tokens_per_second,
+            },
+            "sampling": asdict(session.params),
+            "model": str(session.engine.folder),
+            "device": session.engine.device,
+        }
+        print(json.dumps(document, ensure_ascii=False, indent=2))
+    elif not as_json and not answer.endswith("\n"):
+        print(flush=True)
+    if reason == "length":
+        print("note: the answer was cut off at its length limit", file=sys.stderr)
+    if reason == "interrupted":
+        raise KeyboardInterrupt
+
+
+def show(deltas: Generator[Delta, None, None], write: Any) -> tuple[str, str]:
+    """Write an answer as it comes. Returns it and why it ended; "interrupted" after Ctrl-C."""
+    parts: list[str] = []
+    reason = "interrupted"
+    with interrupts() as interrupted:
+        for delta in deltas:
+            parts.append(delta.text)
+            if write is not None and delta.text:
+                write(delta.text)
+                sys.stdout.flush()
+            if delta.finish_reason is not None:
+                reason = delta.finish_reason
+            elif interrupted:
+                break
+        deltas.close()
+    return "".join(parts), reason
+
+
+@contextmanager
+def interrupts() -> Iterator[list[int]]:
+    """Ctrl-C fills the list instead of raising: the model is stopped between two steps only."""
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: received.append(number))
+    try:
+        yield received
+    finally:
+        signal.signal(signal.SIGINT, before)
