@@ -1,0 +1,117 @@
+"""The machine: system, processor, memory, disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+
+from mlcawq.doctor.findings import Finding
+
+AREA = "machine"
+_PYTHONS = ((3, 10), (3, 13))
+# Instruction sets that decide how fast compiled code is.
+_CPU_FLAGS = ("avx2", "fma", "f16c", "avx512f", "avx512_vnni", "amx_int8", "asimd", "sve", "i8mm")
+_SMALL_MEMORY = 4 * 2**30
+_SMALL_DISK = 5 * 2**30
+
+
+def findings() -> list[Finding]:
+    return [_system(), _python(), *_processor(), *_memory(), *_disks()]
+
+
+def _system() -> Finding:
+    name = f"{platform.system()} {platform.release()} {platform.machine()}"
+    with contextlib.suppress(OSError, KeyError):
+        name = f"{platform.freedesktop_os_release()['PRETTY_NAME']}, {name}"
+    if platform.system() == "Linux":
+        return Finding(AREA, "system", "ok", name)
+    return Finding(
+        AREA, "system", "warning", name, "mlcawq is tested on Linux; use WSL or a container"
+    )
+
+
+def _python() -> Finding:
+    version = platform.python_version()
+    low, high = _PYTHONS
+    if low <= sys.version_info[:2] <= high:
+        return Finding(AREA, "python", "ok", f"{version} ({sys.executable})")
+    fix = f"use Python {low[0]}.{low[1]} to {high[0]}.{high[1]}"
+    return Finding(AREA, "python", "warning", f"{version} is untested", fix)
+
+
+def _processor() -> list[Finding]:
+    model, flags = platform.processor() or platform.machine(), set[str]()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+            if key.strip() in ("flags", "Features"):
+                flags = set(value.split())
+                break
+    except OSError:
+        pass
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    known = [flag for flag in _CPU_FLAGS if flag in flags]
+    out = [Finding(AREA, "processor", "info", f"{model}, {usable} cores usable")]
+    if flags and platform.machine() in ("x86_64", "AMD64") and "avx2" not in flags:
+        out.append(
+            Finding(
+                AREA,
+                "instructions",
+                "warning",
+                f"{', '.join(known) or 'none'}; no AVX2: CPU inference will be slow",
+                "use a processor from 2013 or later, or a virtual machine that passes AVX2 on",
+            )
+        )
+    elif known:
+        out.append(Finding(AREA, "instructions", "ok", ", ".join(known)))
+    return out
+
+
+def _memory() -> list[Finding]:
+    memory = psutil.virtual_memory()
+    text = f"{gib(memory.available)} free of {gib(memory.total)}"
+    limit = cgroup_limit()
+    if limit is not None and limit < memory.total:
+        text += f"; this container is limited to {gib(limit)}"
+    if min(memory.available, limit or memory.available) < _SMALL_MEMORY:
+        fix = "close other programs; a model of 1B parameters wants about 4 GiB to be quantized"
+        return [Finding(AREA, "memory", "warning", text, fix)]
+    return [Finding(AREA, "memory", "ok", text)]
+
+
+def cgroup_limit() -> int | None:
+    """Bytes of memory that the container may use; None where there is no limit."""
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            text = Path(name).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit() and int(text) < 2**60:
+            return int(text)
+    return None
+
+
+def _disks() -> list[Finding]:
+    out = []
+    for name, path in (("disk here", Path.cwd()), ("disk for scratch", tempfile.gettempdir())):
+        free = shutil.disk_usage(path).free
+        text = f"{gib(free)} free at {path}"
+        if free < _SMALL_DISK:
+            fix = "free some space, or write with -o to another disk"
+            out.append(Finding(AREA, name, "warning", text, fix))
+        else:
+            out.append(Finding(AREA, name, "ok", text))
+    return out
+
+
+def gib(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

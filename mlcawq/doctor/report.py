@@ -1,0 +1,72 @@
+"""All probes, and what follows from them for each thing a user may want to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from mlcawq.doctor import compilers, gpu, machine, mlc, packages
+from mlcawq.doctor.findings import Capability, Finding, Report
+
+_NOT_IN_THIS_VERSION = "this version of mlcawq builds for the CPU only"
+
+
+def examine() -> Report:
+    """Look at everything. Slow probes run side by side; none can fail or hang the others."""
+    versions = packages.installed()
+    probes: list[tuple[str, Callable[[], Sequence[Finding]]]] = [
+        (machine.AREA, machine.findings),
+        (packages.AREA, lambda: packages.findings(versions)),
+        (compilers.AREA, lambda: compilers.tvm_findings(*compilers.probe_tvm())),
+        (compilers.AREA, lambda: [compilers.cxx_finding()]),
+        (gpu.CUDA, lambda: gpu.cuda_findings(versions)),
+        (gpu.VULKAN, gpu.vulkan_findings),
+        (mlc.AREA, mlc.findings),
+    ]
+    with ThreadPoolExecutor(len(probes)) as pool:
+        found = list(pool.map(lambda probe: _safely(*probe), probes))
+    findings = tuple(finding for part in found for finding in part)
+    return Report(findings, tuple(capabilities(findings)))
+
+
+def capabilities(findings: Sequence[Finding]) -> list[Capability]:
+    """What works here, what does not, and the first thing to do about it."""
+    bad = [f for f in findings if f.status in ("missing", "broken")]
+
+    def needs(name: str, *wanted: str, areas: Sequence[str] = ()) -> Capability:
+        lacking = [f for f in bad if f.name in wanted or f.area in areas]
+        if not lacking:
+            return Capability(name, True)
+        return Capability(
+            name,
+            False,
+            "; ".join(f"{f.name}: {f.value}" for f in lacking),
+            "; ".join(dict.fromkeys(f.fix for f in lacking if f.fix)),
+        )
+
+    return [
+        needs("quantize a model (CPU)", areas=[packages.AREA]),
+        needs("build for the CPU", "tvm", "llvm", "c++ compiler", areas=[packages.AREA]),
+        needs("chat and evaluate on the CPU", "tvm", areas=[packages.AREA]),
+        _optional(findings, "calibrate on data sets of the hub", "datasets"),
+        _optional(findings, "read checkpoints with only tokenizer.model", "sentencepiece"),
+        Capability("build for CUDA", False, _NOT_IN_THIS_VERSION),
+        Capability("build for Vulkan", False, _NOT_IN_THIS_VERSION),
+        _optional(findings, "run the same folder with mlc_llm", "mlc_llm"),
+    ]
+
+
+def _optional(findings: Sequence[Finding], name: str, package: str) -> Capability:
+    finding = next((f for f in findings if f.name == package), None)
+    if finding is None or finding.status == "ok":
+        return Capability(name, finding is not None)
+    return Capability(name, False, finding.value, finding.fix)
+
+
+def _safely(area: str, probe: Callable[[], Sequence[Finding]]) -> Sequence[Finding]:
+    """A probe that fails in a way nobody foresaw is itself a finding, not the end of the report."""
+    try:
+        return probe()
+    except Exception as error:
+        value = f"could not be examined: {type(error).__name__}: {error}"
+        return [Finding(area, f"{area} probe", "warning", value, "report this as a bug of mlcawq")]

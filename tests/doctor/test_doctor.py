@@ -1,0 +1,163 @@
+"""The doctor on machines made up for the purpose: whatever is missing or broken, a report."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlcawq.doctor import compilers, gpu, machine, mlc, packages
+from mlcawq.doctor.findings import Finding
+from mlcawq.doctor.processes import run, run_python
+from mlcawq.doctor.report import _safely, capabilities, examine
+
+
+def program(folder: Path, name: str, script: str) -> Path:
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+@pytest.fixture
+def only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PATH that holds nothing but what the test puts there."""
+    for variable in ("CXX", "CC", "CUDA_HOME", "CUDA_PATH", mlc.VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    return tmp_path
+
+
+def test_programs_that_fail_are_answers() -> None:
+    assert run(["/nonexistent/program"]).error == "not found"
+    assert run(["/bin/sh", "-c", "echo seen; exit 3"]).error == "seen"
+    assert run(["/bin/sh", "-c", "kill -11 $$"]).error == "killed by signal 11"
+    assert run(["/bin/sh", "-c", "sleep 30"], timeout=0.2).error == "no answer in 0 s"
+    assert run(["/bin/sh", "-c", "echo fine"]).first_line == "fine"
+    assert run_python("print('noise'); print('{\"a\": 1}')") == ({"a": 1}, "")
+    assert run_python("print('no json')") == ({}, "unreadable answer")
+    assert run_python("import os; os.abort()")[1].startswith("killed by signal")
+
+
+def test_the_compiler_is_found_and_checked(only: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = compilers.cxx_finding()
+    assert (finding.status, finding.value) == ("missing", "none found")
+    assert finding.fix
+    program(only, "apt-get", "")
+    assert compilers.cxx_finding().fix == "sudo apt-get install g++"
+    program(only, "g++", "echo 'g++ 14.1'")
+    assert compilers.cxx_finding().value == f"g++ 14.1 ({only / 'g++'})"
+    monkeypatch.setenv("CXX", str(only / "nothing"))
+    assert compilers.cxx_finding().status == "broken"
+
+
+def test_a_tvm_that_cannot_be_imported_is_broken_not_fatal() -> None:
+    (finding,) = compilers.tvm_findings({}, "killed by signal 11")
+    assert finding.status == "broken"
+    assert "pip install apache-tvm" in finding.fix
+    probe = {"version": "0.26.0", "ffi": "0.1", "codegen": ["c"], "devices": [], "llvm": None}
+    statuses = {f.name: f.status for f in compilers.tvm_findings(probe, "")}
+    assert statuses["llvm"] == "missing"
+
+
+def test_this_tvm_has_llvm() -> None:
+    probe, error = compilers.probe_tvm()
+    assert error == ""
+    assert "llvm" in probe["codegen"]
+    assert probe["version"]
+
+
+def test_known_bad_pairs() -> None:
+    assert packages.known_bad({"apache-tvm": "0.26.0", "apache-tvm-ffi": "0.1.14.post1"}) == []
+    (crash,) = packages.known_bad({"apache-tvm-ffi": "0.1.15.post2"})
+    assert (crash.status, "tensorize" in crash.value) == ("broken", True)
+    (two,) = packages.known_bad({"apache-tvm": "0.26.0", "mlc-ai-nightly-cpu": "0.20"})
+    assert "mlc-ai-nightly-cpu" in two.value
+    assert mlc.VARIABLE in two.fix
+
+
+def test_missing_and_untested_packages() -> None:
+    found = {f.name: f for f in packages.findings({"torch": "2.0.1+cu118"})}
+    assert found["transformers"].status == "missing"
+    assert "pip install 'transformers" in found["transformers"].fix
+    assert found["torch"].status == "warning"
+    assert found["sentencepiece"].status == "info"
+    here = {f.name: f.status for f in packages.findings()}
+    assert here["apache-tvm"] == "ok"
+
+
+def test_nvidia(only: Path) -> None:
+    (nothing,) = gpu._driver()
+    assert nothing.status in ("info", "warning")
+    program(only, "nvidia-smi", "echo 'NVIDIA H200, 570.10, 143771 MiB, 9.0'")
+    (found,) = gpu._driver()
+    assert (found.status, found.value) == ("ok", "NVIDIA H200, 570.10, 143771 MiB, 9.0")
+    program(only, "nvidia-smi", "echo 'driver/library version mismatch' >&2; exit 18")
+    (broken,) = gpu._driver()
+    assert "mismatch" in broken.value
+    program(only, "nvcc", "echo 'Cuda compilation tools, release 12.4, V12.4.1'")
+    assert "release 12.4" in gpu._nvcc().value
+
+
+def test_vulkan_drivers(only: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VK_DRIVER_FILES", str(only / "lvp_icd.x86_64.json"))
+    assert "lvp_icd" in gpu._drivers().value
+    assert all(isinstance(finding, Finding) for finding in gpu.vulkan_findings())
+
+
+def test_mlc_llm_is_asked_of_the_named_interpreter(
+    only: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (here,) = mlc.findings()
+    assert here.status == "info"
+    monkeypatch.setenv(mlc.VARIABLE, str(only / "python"))
+    (absent,) = mlc.findings()
+    assert absent.status == "broken"
+    assert "does not exist" in absent.value
+    answer = json.dumps({"installed": True, "version": "0.20", "tvm": "0.26.dev"})
+    program(only, "python", f"echo '{answer}'")
+    (found,) = mlc.findings()
+    assert found.status == "ok"
+    assert "0.20 with tvm 0.26.dev" in found.value
+    monkeypatch.setenv(mlc.VARIABLE, sys.executable)
+    (lacking,) = mlc.findings()
+    assert lacking.status == "broken"
+    assert "mlc.ai/wheels" in lacking.fix
+
+
+def test_a_probe_that_fails_unforeseen_is_a_finding() -> None:
+    def fails() -> list[Finding]:
+        raise RuntimeError("boom")
+
+    (finding,) = _safely("cuda", fails)
+    assert "boom" in finding.value
+
+
+def test_capabilities_follow_from_findings() -> None:
+    good = [Finding("compilers", "tvm", "ok", ""), Finding("compilers", "llvm", "ok", "")]
+    works = {c.name: c for c in capabilities(good)}
+    assert works["build for the CPU"].works
+    bad = [*good, Finding("compilers", "c++ compiler", "missing", "none", "apt install g++")]
+    works = {c.name: c for c in capabilities(bad)}
+    assert not works["build for the CPU"].works
+    assert works["build for the CPU"].fix == "apt install g++"
+    assert works["chat and evaluate on the CPU"].works
+    broken = [Finding("packages", "torch", "missing", "not installed", "pip install torch")]
+    assert not any(c.works for c in capabilities(broken) if "CPU" in c.name)
+
+
+def test_the_machine_is_described() -> None:
+    names = {finding.name for finding in machine.findings()}
+    assert names >= {"system", "python", "processor", "memory", "disk here"}
+
+
+def test_a_whole_examination(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(mlc.VARIABLE, os.devnull)
+    report = examine()
+    assert report.find("mlc_llm").status == "broken"  # type: ignore[union-attr]
+    assert {c.name: c.works for c in report.capabilities}["build for the CPU"]
+    assert json.loads(json.dumps(report.as_json()))["capabilities"]
