@@ -1,0 +1,184 @@
+"""Checkpoint -> tensor-cache.json and params_shard_*.bin, as mlc_llm writes and loads them."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mlcawq.build.weight_plan import Parameter, plan_parameters
+from mlcawq.checkpoint.config import ModelConfig, read_config
+from mlcawq.checkpoint.tensors import TensorReader
+from mlcawq.checkpoint.writing import disk_error, free_bytes, write_file, write_json
+from mlcawq.errors import Problem, UserError, raise_all
+from mlcawq.families import expected_tensors
+from mlcawq.graph.settings import infer_quantization
+
+SHARD_BYTES = 32 * 2**20
+CACHE = "tensor-cache.json"
+
+Progress = Callable[[str, int, int], None]  # parameter's name, bytes done, bytes in all
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """quantization: the name it has in MLC. bits_per_parameter counts scales and zeros in."""
+
+    quantization: str
+    num_parameters: int
+    total_bytes: int
+    bits_per_parameter: float
+
+
+def convert_weight(
+    checkpoint: Path,
+    out: Path,
+    quantization: str | None = None,
+    *,
+    config: ModelConfig | None = None,
+    progress: Progress | None = None,
+) -> Conversion:
+    """Write the parameters of `checkpoint` into the folder `out`, replacing earlier ones there.
+
+    quantization: a name to insist on; by default what the checkpoint is. Tensors are streamed: one
+    parameter and one shard are in memory at a time. Other files of `out` stay as they are, and so
+    do its parameters until all new ones are written. Raises UserError for whatever does not fit
+    together, before anything is written, and for values that overflow float16.
+    """
+    checkpoint, out = Path(checkpoint), Path(out)
+    config = config or read_config(checkpoint)
+    kind = infer_quantization(config, quantization)
+    reader = TensorReader(checkpoint)
+    plan = plan_parameters(config, kind, reader)
+    total = sum(parameter.nbytes for parameter in plan)
+    if free_bytes(out) < total:
+        raise UserError.one(
+            f"the parameters need {total / 1e9:.2f} GB and {free_bytes(out) / 1e9:.2f} GB are free",
+            str(out),
+            "free some space, or choose another -o",
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    stage = Path(tempfile.mkdtemp(prefix=".params.partial-", dir=out))
+    try:
+        shards = _ShardWriter(stage)
+        overflowing: list[Problem] = []
+        for parameter, array in _arrays(plan, reader, overflowing):
+            shards.add(parameter, array)
+            if progress is not None:
+                progress(parameter.name, shards.total_bytes, total)
+        raise_all(overflowing)
+        records = shards.close()
+        logical = sum(prod(shape) for shape in expected_tensors(config).values())
+        metadata = {
+            "ParamSize": len(plan),
+            "ParamBytes": float(total),
+            "BitsPerParam": total * 8.0 / logical,
+        }
+        _publish(stage, out, {"metadata": metadata, "records": records})
+    except OSError as error:
+        raise disk_error(error, out) from error
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+    return Conversion(kind.name, len(plan), total, metadata["BitsPerParam"])
+
+
+def _arrays(
+    plan: list[Parameter], reader: TensorReader, overflowing: list[Problem]
+) -> Iterator[tuple[Parameter, np.ndarray]]:
+    for parameter in plan:
+        if parameter.constant is not None:
+            yield parameter, np.full(parameter.shape, parameter.constant, parameter.dtype)
+            continue
+        parts = []
+        for name in parameter.sources:
+            source = reader.numpy(name)
+            part = source
+            if str(source.dtype) != parameter.dtype:
+                with np.errstate(over="ignore"):  # reported below, by name
+                    part = source.astype(parameter.dtype)
+                if not np.isfinite(part).all():
+                    overflowing.append(_overflow(name, source, reader))
+            parts.append(part)
+        yield (
+            parameter,
+            parts[0] if len(parts) == 1 else np.concatenate(parts, parameter.axis),
+        )
+
+
+def _overflow(name: str, source: np.ndarray, reader: TensorReader) -> Problem:
+    values: np.ndarray = source.astype(np.float32)
+    if not np.isfinite(values).all():
+        return Problem(f"{name} holds values that are not finite", str(reader.folder))
+    return Problem(
+        f"{name} holds {np.abs(values).max():.4g}, more than float16 can (65504)",
+        str(reader.folder),
+        "build with --quantization q0f32, or rescale the checkpoint",
+    )
+
+
+def _publish(stage: Path, out: Path, cache: dict[str, Any]) -> None:
+    """Put finished shards in place. The cache file goes first and comes last: whoever finds one
+    finds the shards that it lists.
+    """
+    (out / CACHE).unlink(missing_ok=True)
+    for old in out.glob("params_shard_*.bin"):
+        old.unlink()
+    for shard in stage.iterdir():
+        shard.rename(out / shard.name)
+    write_json(out / CACHE, cache)
+
+
+class _ShardWriter:
+    """Parameters in files of at most SHARD_BYTES, a larger parameter in one of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.shards: list[dict[str, Any]] = []
+        self.pending: list[tuple[dict[str, Any], np.ndarray]] = []
+        self.pending_bytes = 0
+        self.total_bytes = 0
+
+    def add(self, parameter: Parameter, array: np.ndarray) -> None:
+        if array.shape != parameter.shape or str(array.dtype) != parameter.dtype:
+            raise ValueError(f"{parameter.name}: {array.dtype} {array.shape} is not as planned")
+        if self.pending_bytes + array.nbytes > SHARD_BYTES:
+            self._write()
+        record = {
+            "name": parameter.name,
+            "shape": list(array.shape),
+            "dtype": parameter.dtype,
+            "format": "raw",
+            "nbytes": array.nbytes,
+            "byteOffset": self.pending_bytes,
+        }
+        self.pending.append((record, np.ascontiguousarray(array)))
+        self.pending_bytes += array.nbytes
+        self.total_bytes += array.nbytes
+
+    def close(self) -> list[dict[str, Any]]:
+        self._write()
+        return self.shards
+
+    def _write(self) -> None:
+        if not self.pending:
+            return
+        path = self.folder / f"params_shard_{len(self.shards)}.bin"
+        data = b"".join(array.tobytes() for _, array in self.pending)
+        write_file(path, data)
+        self.shards.append(
+            {
+                "dataPath": path.name,
+                "format": "raw-shard",
+                "nbytes": len(data),
+                "records": [record for record, _ in self.pending],
+                "md5sum": hashlib.md5(data, usedforsecurity=False).hexdigest(),
+            }
+        )
+        self.pending, self.pending_bytes = [], 0

@@ -1,0 +1,147 @@
+"""Which tensors of a checkpoint make which parameter of a library, decided from headers alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from mlcawq.checkpoint.config import ModelConfig
+from mlcawq.checkpoint.tensors import TensorReader
+from mlcawq.errors import Problem, raise_all
+from mlcawq.families import expected_tensors, find_family, linear_biases, linear_shapes
+from mlcawq.graph.settings import Quantization, quantized_linears
+
+PACK = 8  # 4-bit values in an int32
+_FLOATS = ("F16", "BF16", "F32")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of the library: `sources` of the checkpoint, concatenated along `axis`.
+
+    dtype, shape: of the result. constant: the value of every element when `sources` is empty.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]
+    axis: int = 0
+    constant: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * (2 if self.dtype == "float16" else 4)
+
+
+def plan_parameters(
+    config: ModelConfig, quantization: Quantization, reader: TensorReader
+) -> list[Parameter]:
+    """Every parameter in the order of the model, with all tensors checked.
+
+    Raises one UserError that names every tensor that is missing, has another shape or type than
+    the config says, or is not part of this architecture.
+    """
+    family = find_family(config)
+    quantized = quantized_linears(config)
+    shapes, biases = linear_shapes(config), linear_biases(config)
+    fused: dict[str, list[str]] = {}
+    for linear in family.linears:
+        fused.setdefault(family.fused_name(linear), []).append(linear)
+
+    plan: list[Parameter] = []
+    wanted: dict[str, tuple[tuple[int, ...], tuple[str, ...]]] = {}
+
+    def dense(name: str, parts: list[str], shapes_of_parts: list[tuple[int, ...]]) -> None:
+        for part, shape in zip(parts, shapes_of_parts, strict=True):
+            wanted[part] = (shape, _FLOATS)
+        rows = sum(shape[0] for shape in shapes_of_parts)
+        shape = (rows, *shapes_of_parts[0][1:])
+        plan.append(Parameter(name, quantization.dtype, shape, tuple(parts)))
+
+    def awq(name: str, parts: list[str], sizes: list[tuple[int, int]]) -> None:
+        group_size = quantization.group_size or 1
+        K, N = sizes[0][0], sum(out for _, out in sizes)
+        symmetric = config.quantization is not None and not config.quantization.zero_point
+        for kind, rows, pack, dtype in (
+            ("qweight", K, PACK, "int32"),
+            ("qzeros", K // group_size, PACK, "int32"),
+            ("scales", K // group_size, 1, "float16"),
+        ):
+            sources = tuple(f"{part}.{kind}" for part in parts)
+            constant = None
+            if kind == "qzeros" and symmetric and not any(s in reader for s in sources):
+                sources, constant = (), -0x77777778  # eight nibbles of 8: the middle of 0..15
+            for source, (_, out) in zip(sources, sizes, strict=False):
+                kinds = ("I32",) if dtype == "int32" else _FLOATS
+                wanted[source] = ((rows, out // pack), kinds)
+            plan.append(Parameter(f"{name}.{kind}", dtype, (rows, N // pack), sources, 1, constant))
+
+    expected = expected_tensors(config)
+    embedding = f"{family.embedding}.weight"
+    dense(embedding, [embedding], [expected[embedding]])
+    for i in range(config.num_hidden_layers):
+        block = family.block.format(i)
+        for norm in family.norms[:1]:
+            dense(f"{block}.{norm}.weight", [f"{block}.{norm}.weight"], [(config.hidden_size,)])
+        for name, parts in fused.items():
+            full = [f"{block}.{part}" for part in parts]
+            sizes = [shapes[part] for part in parts]
+            if f"{block}.{name}" in quantized:
+                awq(f"{block}.{name}", full, sizes)
+            else:
+                dense(
+                    f"{block}.{name}.weight",
+                    [f"{part}.weight" for part in full],
+                    [(out, K) for K, out in sizes],
+                )
+            if biases[parts[0]]:
+                dense(
+                    f"{block}.{name}.bias",
+                    [f"{part}.bias" for part in full],
+                    [(out,) for _, out in sizes],
+                )
+        if config.qk_norm:
+            for norm in ("q_norm", "k_norm"):
+                name = f"{block}.self_attn.{norm}.weight"
+                dense(name, [name], [(config.head_dim,)])
+        for norm in family.norms[1:]:
+            dense(f"{block}.{norm}.weight", [f"{block}.{norm}.weight"], [(config.hidden_size,)])
+    final = f"{family.final_norm}.weight"
+    dense(final, [final], [(config.hidden_size,)])
+    head = f"{family.head}.weight"
+    if not config.tie_word_embeddings:
+        dense(head, [head], [expected[head]])
+    _check(reader, wanted, ignored={head} if config.tie_word_embeddings else set())
+    return plan
+
+
+def _check(
+    reader: TensorReader,
+    wanted: dict[str, tuple[tuple[int, ...], tuple[str, ...]]],
+    ignored: set[str],
+) -> None:
+    where = str(reader.folder)
+    problems: list[Problem] = []
+    for name, (shape, dtypes) in wanted.items():
+        if name not in reader:
+            problems.append(Problem(f"tensor {name} is missing", where))
+            continue
+        info = reader.info(name)
+        if info.shape != shape:
+            problems.append(
+                Problem(f"{name} has shape {list(info.shape)}, expected {list(shape)}", where)
+            )
+        if info.dtype not in dtypes:
+            problems.append(
+                Problem(f"{name} has type {info.dtype}, expected {' or '.join(dtypes)}", where)
+            )
+    for name in reader.names:
+        # Old checkpoints stored the rotary frequencies, which follow from the config.
+        if name not in wanted and name not in ignored and not name.endswith("rotary_emb.inv_freq"):
+            problems.append(
+                Problem(
+                    f"{name} is not part of this architecture as config.json describes it", where
+                )
+            )
+    raise_all(problems)

@@ -1,0 +1,1 @@
+"""The model as a TVM Relax graph: decoder, paged KV cache, logit functions, pass pipeline."""

@@ -1,0 +1,263 @@
+"""The decoder that llama, mistral, qwen2 and qwen3 share, under MLC's parameter names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlcawq.checkpoint.config import ModelConfig
+from mlcawq.graph._tvm import PagedKVCache, Target, nn, op, relax
+from mlcawq.graph.modules import AWQLinear, DenseLinear, Embedding, HeadNorm, RMSNorm
+from mlcawq.graph.settings import Quantization, quantized_linears
+from tir_kernels import cpu
+
+
+class _Builder:
+    """Makes the linears of a model, quantized where its checkpoint is."""
+
+    def __init__(self, config: ModelConfig, quantization: Quantization, target: Target) -> None:
+        self.config = config
+        self.quantization = quantization
+        self.target = target
+        self.dtype = quantization.dtype
+        self.quantized = quantized_linears(config)
+
+    def linear(self, name: str, K: int, N: int, bias: bool) -> nn.Module:
+        group_size = self.quantization.group_size
+        if group_size is not None and name in self.quantized:
+            return AWQLinear(self.target, K, N, group_size, bias, self.dtype)
+        return DenseLinear(self.target, K, N, bias, self.dtype)
+
+    def norm(self) -> RMSNorm:
+        config = self.config
+        return RMSNorm(self.target, config.hidden_size, config.rms_norm_eps, self.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over the paged KV cache, which also applies the rotation."""
+
+    def __init__(self, build: _Builder, name: str) -> None:
+        config = build.config
+        self.q_heads = config.num_attention_heads
+        self.kv_heads = config.num_key_value_heads
+        self.head_dim = config.head_dim
+        self.dtype = build.dtype
+        q_size = self.q_heads * self.head_dim
+        qkv_size = (self.q_heads + 2 * self.kv_heads) * self.head_dim
+        self.qkv_proj = build.linear(
+            f"{name}.qkv_proj", config.hidden_size, qkv_size, config.attention_bias
+        )
+        self.o_proj = build.linear(f"{name}.o_proj", q_size, config.hidden_size, config.o_bias)
+        self.qk_norm = None
+        if config.qk_norm:
+            self.q_norm = HeadNorm(self.head_dim, self.dtype)
+            self.k_norm = HeadNorm(self.head_dim, self.dtype)
+            self.qk_norm = cpu.qk_norm(
+                build.target,
+                self.q_heads,
+                self.kv_heads,
+                self.head_dim,
+                config.rms_norm_eps,
+                self.dtype,
+            )
+
+    def forward(self, x: nn.Tensor, cache: PagedKVCache, layer: int) -> nn.Tensor:
+        qkv = self.qkv_proj(x)
+        if self.qk_norm is not None:
+            out = nn.Tensor.placeholder(qkv.shape, self.dtype)
+            weights = [self.q_norm.weight, self.k_norm.weight]
+            qkv = op.tensor_ir_op(self.qk_norm, "qk_norm", [qkv, *weights], out)
+        rows, d = x.shape[0], self.head_dim
+        qkv = op.reshape(qkv, (1, rows, self.q_heads + 2 * self.kv_heads, d))
+        attended = cache.attention_with_fused_qkv(layer, qkv, self.q_heads, sm_scale=d**-0.5)
+        return self.o_proj(op.reshape(attended, (rows, self.q_heads * d)))
+
+
+class MLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, build: _Builder, name: str) -> None:
+        config = build.config
+        hidden, self.inner, self.dtype = config.hidden_size, config.intermediate_size, build.dtype
+        self.gate_up_proj = build.linear(
+            f"{name}.gate_up_proj", hidden, 2 * self.inner, config.mlp_bias
+        )
+        self.down_proj = build.linear(f"{name}.down_proj", self.inner, hidden, config.mlp_bias)
+        self.activate = cpu.silu_multiply(build.target, self.inner, self.dtype)
+
+    def forward(self, x: nn.Tensor) -> nn.Tensor:
+        out = nn.Tensor.placeholder((x.shape[0], self.inner), self.dtype)
+        inner = op.tensor_ir_op(self.activate, "silu_multiply", [self.gate_up_proj(x)], out)
+        return self.down_proj(inner)
+
+
+class Layer(nn.Module):
+    """One decoder block: attention and MLP, each behind a norm and beside a residual."""
+
+    def __init__(self, build: _Builder, name: str) -> None:
+        self.self_attn = Attention(build, f"{name}.self_attn")
+        self.mlp = MLP(build, f"{name}.mlp")
+        self.input_layernorm = build.norm()
+        self.post_attention_layernorm = build.norm()
+
+
+class Model(nn.Module):
+    """Embedding, blocks and final norm. What a block adds is summed by the next norm's kernel."""
+
+    def __init__(self, build: _Builder) -> None:
+        config = build.config
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, build.dtype)
+        self.layers = nn.ModuleList(
+            [Layer(build, f"model.layers.{i}") for i in range(config.num_hidden_layers)]
+        )
+        self.norm = build.norm()
+
+    def forward(self, x: nn.Tensor, cache: PagedKVCache) -> nn.Tensor:
+        """Embedded tokens [rows, hidden] -> normed hidden states [rows, hidden]."""
+        residual = x
+        normed = self.layers[0].input_layernorm(x)
+        for i, layer in enumerate(self.layers):
+            out = layer.self_attn(normed, cache, i)
+            residual, normed = layer.post_attention_layernorm.add(out, residual)
+            out = layer.mlp(normed)
+            last = i + 1 == len(self.layers)
+            norm = self.norm if last else self.layers[i + 1].input_layernorm
+            residual, normed = norm.add(out, residual)
+        return normed
+
+
+class CausalLM(nn.Module):
+    """A decoder with MLC's functions: shapes and names are what MLC's engine calls.
+
+    Hidden states come in as [1, rows, hidden] (prefill) or [rows, 1, hidden] (decode).
+    """
+
+    def __init__(self, config: ModelConfig, quantization: Quantization, target: Target) -> None:
+        build = _Builder(config, quantization, target)
+        self.hidden_size = config.hidden_size
+        self.vocab_size = config.vocab_size
+        self.dtype = quantization.dtype
+        self.model = Model(build)
+        if config.tie_word_embeddings:
+            tied = self.model.embed_tokens.weight
+            # Not a submodule, so that the parameter is exported once, under the embedding's name.
+            self._head = [self._make_head(target, tied)]
+        else:
+            self.lm_head = self._make_head(target, None)
+            self._head = [self.lm_head]
+
+    def _make_head(self, target: Target, weight: nn.Parameter | None) -> DenseLinear:
+        return DenseLinear(
+            target, self.hidden_size, self.vocab_size, False, self.dtype, "float32", weight
+        )
+
+    def _hidden(self, embeds: nn.Tensor, cache: PagedKVCache) -> nn.Tensor:
+        b, s, hidden = embeds.shape
+        return self.model(op.reshape(embeds, (b * s, hidden)), cache)
+
+    def embed(self, input_ids: nn.Tensor) -> nn.Tensor:
+        return self.model.embed_tokens(input_ids)
+
+    def get_logits(self, hidden_states: nn.Tensor) -> nn.Tensor:
+        return self._head[0](hidden_states)
+
+    def batch_select_last_hidden_states(
+        self, hidden_states: nn.Tensor, logit_positions: nn.Tensor
+    ) -> nn.Tensor:
+        return op.take(hidden_states, logit_positions, axis=0)
+
+    def prefill(self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
+        hidden = self._hidden(input_embed, paged_kv_cache)
+        logits = self.get_logits(_last_row(hidden))
+        return op.reshape(logits, (1, 1, self.vocab_size)), paged_kv_cache
+
+    def decode(self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
+        logits = self.get_logits(self._hidden(input_embed, paged_kv_cache))
+        return op.reshape(logits, (1, 1, self.vocab_size)), paged_kv_cache
+
+    def batch_prefill(
+        self, input_embeds: nn.Tensor, logit_positions: nn.Tensor, paged_kv_cache: PagedKVCache
+    ) -> Any:
+        hidden = self._hidden(input_embeds, paged_kv_cache)
+        logits = self.get_logits(op.take(hidden, logit_positions, axis=0))
+        batch = logit_positions.shape[0]
+        return op.reshape(logits, (1, batch, self.vocab_size)), paged_kv_cache
+
+    def batch_decode(self, input_embeds: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
+        logits = self.get_logits(self._hidden(input_embeds, paged_kv_cache))
+        return op.reshape(logits, (input_embeds.shape[0], 1, self.vocab_size)), paged_kv_cache
+
+    def batch_verify(self, input_embeds: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
+        logits = self.get_logits(self._hidden(input_embeds, paged_kv_cache))
+        return op.reshape(logits, (1, input_embeds.shape[1], self.vocab_size)), paged_kv_cache
+
+    def _to_hidden(self, embeds: nn.Tensor, cache: PagedKVCache) -> Any:
+        return op.reshape(self._hidden(embeds, cache), embeds.shape), cache
+
+    def prefill_to_last_hidden_states(
+        self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache
+    ) -> Any:
+        return self._to_hidden(input_embed, paged_kv_cache)
+
+    def decode_to_last_hidden_states(
+        self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache
+    ) -> Any:
+        return self._to_hidden(input_embed, paged_kv_cache)
+
+    def batch_prefill_to_last_hidden_states(
+        self, input_embeds: nn.Tensor, paged_kv_cache: PagedKVCache
+    ) -> Any:
+        return self._to_hidden(input_embeds, paged_kv_cache)
+
+    def batch_decode_to_last_hidden_states(
+        self, input_embeds: nn.Tensor, paged_kv_cache: PagedKVCache
+    ) -> Any:
+        return self._to_hidden(input_embeds, paged_kv_cache)
+
+    def batch_verify_to_last_hidden_states(
+        self, input_embeds: nn.Tensor, paged_kv_cache: PagedKVCache
+    ) -> Any:
+        return self._to_hidden(input_embeds, paged_kv_cache)
+
+    def spec(self) -> Any:
+        """Every exported method with its arguments."""
+        rows = ["seq_len"]
+        cache = {"paged_kv_cache": nn.spec.Object(object_type=PagedKVCache)}
+
+        def tensor(shape: list[Any], dtype: str | None = None) -> Any:
+            return nn.spec.Tensor(shape, dtype or self.dtype)
+
+        one = {"input_embed": tensor([1, "seq_len", self.hidden_size])}
+        step = {"input_embed": tensor([1, 1, self.hidden_size])}
+        many = {"input_embeds": tensor([1, "seq_len", self.hidden_size])}
+        steps = {"input_embeds": tensor(["batch_size", 1, self.hidden_size])}
+        positions = {"logit_positions": tensor(["batch_size"], "int32")}
+        hidden = {"hidden_states": tensor(["seq_len", self.hidden_size])}
+        arguments: dict[str, dict[str, Any]] = {
+            "embed": {"input_ids": tensor(rows, "int32")},
+            "get_logits": hidden,
+            "batch_select_last_hidden_states": {**hidden, **positions},
+            "prefill": {**one, **cache},
+            "decode": {**step, **cache},
+            "batch_prefill": {**many, **positions, **cache},
+            "batch_decode": {**steps, **cache},
+            "batch_verify": {**many, **cache},
+            "prefill_to_last_hidden_states": {**one, **cache},
+            "decode_to_last_hidden_states": {**step, **cache},
+            "batch_prefill_to_last_hidden_states": {**many, **cache},
+            "batch_decode_to_last_hidden_states": {**steps, **cache},
+            "batch_verify_to_last_hidden_states": {**many, **cache},
+        }
+        raw = {}
+        for name, values in arguments.items():
+            weightless = name == "batch_select_last_hidden_states"
+            mode = {"param_mode": "none" if weightless else "packed", "effect_mode": "none"}
+            raw[name] = {**values, "$": mode}
+        return nn.spec.ModuleSpec.from_raw(raw, self)
+
+
+def _last_row(x: nn.Tensor) -> nn.Tensor:
+    """[rows, n] -> [1, n]."""
+    rows = x.shape[0]
+    bb = relax.BlockBuilder.current()
+    row = relax.op.strided_slice(x._expr, axes=[0], begin=[rows - 1], end=[rows])
+    return nn.wrap_nested(bb.emit(row), "last_row")

@@ -1,0 +1,104 @@
+"""Creating TVM's paged KV cache: its bookkeeping is the runtime's, the kernels are handed in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlcawq.checkpoint.config import ModelConfig
+from mlcawq.graph._tvm import IRModule, PrimFunc, RopeMode, Target, relax, tirx
+from mlcawq.graph.rope import inverse_frequencies
+from mlcawq.graph.settings import PAGE_SIZE, Quantization
+from tir_kernels import cpu
+
+
+def add_kv_cache_creation(
+    module: IRModule, config: ModelConfig, quantization: Quantization, target: Target
+) -> IRModule:
+    """`module` with MLC's function create_tir_paged_kv_cache.
+
+    It takes five shapes of one element: max_batch_size, max_total_seq_len, prefill_chunk_size,
+    page_size (16, which the kernels are compiled for) and support_sliding_window (0).
+    """
+    from tvm.relax.frontend.nn.llm import kv_cache as K  # noqa: N812
+
+    q_heads, kv_heads, d = (
+        config.num_attention_heads,
+        config.num_key_value_heads,
+        config.head_dim,
+    )
+    dtype = quantization.dtype
+    frequencies, scale = inverse_frequencies(config)
+    bb = relax.BlockBuilder(module)
+
+    def kernel(function: PrimFunc, name: str) -> Any:
+        return bb.add_func(function, name)
+
+    def tir(function: PrimFunc, name: str) -> Any:
+        return relax.Tuple([relax.StringImm("tirx"), kernel(function, name)])
+
+    names = (
+        "max_batch_size",
+        "max_total_seq_len",
+        "prefill_chunk_size",
+        "page_size",
+        "support_sliding_window",
+    )
+    sizes = [tirx.Var(name, "int64") for name in names]
+    params = [
+        relax.Var(f"{name}_", relax.ShapeType([size]))
+        for name, size in zip(names, sizes, strict=True)
+    ]
+    layers = config.num_hidden_layers
+    with bb.function("create_tir_paged_kv_cache", params=params):
+        arguments = [
+            relax.ShapeExpr(sizes),
+            relax.ShapeExpr([0, layers]),
+            relax.prim_value(q_heads),
+            relax.prim_value(kv_heads),
+            relax.prim_value(d),
+            relax.prim_value(d),
+            relax.ShapeExpr([int(K.AttnKind.MHA)] * layers),
+            relax.prim_value(False),
+            relax.prim_value(RopeMode.NORMAL),
+            relax.prim_value(1),
+            relax.prim_value(config.rope.theta),
+            relax.const(frequencies),
+            relax.op.zeros((), dtype),
+            kernel(K._kv_cache_transpose_append(kv_heads, d, dtype), "kv_cache_append"),
+            kernel(K._kv_cache_transpose_append_mla(d, dtype), "kv_cache_append_mla"),
+            tir(
+                K._attention_prefill_ragged_cpu(kv_heads, q_heads, d, d, dtype, {}),
+                "attention_ragged",
+            ),
+            tir(
+                K._attention_prefill_cpu(kv_heads, q_heads, d, dtype, False, {}),
+                "attention_prefill",
+            ),
+            tir(
+                K._attention_decode_cpu(kv_heads, q_heads, d, dtype, False, {}), "attention_decode"
+            ),
+            tir(
+                K._attention_prefill_cpu(kv_heads, q_heads, d, dtype, True, {}),
+                "attention_prefill_sliding",
+            ),
+            tir(
+                K._attention_decode_cpu(kv_heads, q_heads, d, dtype, True, {}),
+                "attention_decode_sliding",
+            ),
+            tir(
+                K.tree_attn_with_paged_kv_cache_cpu(kv_heads, q_heads, d, dtype, {}),
+                "attention_tree_paged",
+            ),
+            tir(K.tree_attn_cpu(kv_heads, q_heads, d, dtype, {}), "attention_tree"),
+            relax.Tuple([]),
+            relax.Tuple([kernel(K._merge_state_inplace_cpu(dtype), "merge_state")]),
+            kernel(cpu.split_rotary(q_heads, kv_heads, d, dtype, scale), "split_rotary"),
+            kernel(K._copy_single_page_cpu(kv_heads, PAGE_SIZE, d, dtype), "kv_cache_copy_page"),
+            kernel(K._kv_cache_debug_get_kv(layers, kv_heads, d, dtype), "kv_cache_debug_get_kv"),
+            kernel(K._compact_kv_copy_cpu(kv_heads, d, dtype), "kv_cache_compact"),
+        ]
+        cache = relax.call_pure_packed(
+            "vm.builtin.paged_attention_kv_cache_create", *arguments, ty_args=relax.AnyType()
+        )
+        bb.emit_func_output(bb.emit(cache))
+    return bb.finalize()

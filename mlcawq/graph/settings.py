@@ -1,0 +1,146 @@
+"""What a library is compiled for, beside the model itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlcawq.checkpoint.config import ModelConfig
+from mlcawq.errors import Problem, UserError, raise_all
+from mlcawq.families import find_family
+from mlcawq.graph.rope import context_limit
+
+PAGE_SIZE = 16  # tokens in a page of the KV cache; the kernels are compiled for it
+WEIGHT_LAYOUT = "autoawq"
+_GROUP_SIZES = {"q4f16_autoawq": 128, "q4f16_autoawq_g64": 64, "q4f16_autoawq_g32": 32}
+QUANTIZATIONS = ("q0f16", "q0f32", *_GROUP_SIZES)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """name: MLC's. group_size: None where weights are not quantized. dtype: of activations,
+    unquantized parameters and the KV cache.
+    """
+
+    name: str
+    dtype: str
+    group_size: int | None
+
+    @property
+    def weight_layout(self) -> str | None:
+        """The layout of quantized weights that kernels of this library expect."""
+        return WEIGHT_LAYOUT if self.group_size else None
+
+
+def quantization_named(name: str) -> Quantization:
+    """Raises UserError that lists the known names."""
+    if name not in QUANTIZATIONS:
+        raise UserError.one(
+            f"quantization {name!r} is not known", fix=f"use one of {', '.join(QUANTIZATIONS)}"
+        )
+    dtype = "float32" if name == "q0f32" else "float16"
+    return Quantization(name, dtype, _GROUP_SIZES.get(name))
+
+
+def infer_quantization(config: ModelConfig, requested: str | None = None) -> Quantization:
+    """The quantization that a checkpoint's weights already have; `requested` must agree with it.
+
+    An AWQ checkpoint is q4f16_autoawq with the suffix of its group size; an unquantized one is
+    q0f16, or q0f32 when its tensors are fp32 or that is requested.
+    """
+    awq = config.quantization
+    if awq is None:
+        found = "q0f32" if config.dtype == "float32" else "q0f16"
+        possible: tuple[str, ...] = ("q0f16", "q0f32")
+    else:
+        found = next(name for name, size in _GROUP_SIZES.items() if size == awq.group_size)
+        possible = (found,)
+    if requested is None or requested == found:
+        return quantization_named(found)
+    quantization_named(requested)
+    if requested not in possible:
+        kind = f"AWQ with group size {awq.group_size}" if awq else "not quantized"
+        raise UserError.one(
+            f"quantization {requested} was asked for, but the checkpoint is {kind}",
+            fix=f"leave --quantization out, or use {' or '.join(possible)}"
+            + ("" if awq else "; `mlcawq quantize` makes an AWQ checkpoint of it"),
+        )
+    return quantization_named(requested)
+
+
+@dataclass(frozen=True)
+class CompileSettings:
+    """Sizes in tokens; max_batch_size in sequences. They bound the memory that is planned."""
+
+    context_window_size: int
+    prefill_chunk_size: int
+    max_batch_size: int
+
+
+def compile_settings(
+    config: ModelConfig,
+    context_window_size: int | None = None,
+    prefill_chunk_size: int | None = None,
+    max_batch_size: int | None = None,
+) -> CompileSettings:
+    """Defaults filled in, and everything that does not fit the model refused in one UserError.
+
+    context_window_size is by default what the model was made for, at most what one library can
+    serve exactly (`rope.context_limit`); prefill_chunk_size by default that, at most 2048.
+    """
+    problems: list[Problem] = []
+    limit, reason = context_limit(config)
+    longest = min(config.max_position_embeddings, limit or config.max_position_embeddings)
+    given = {
+        "context_window_size": context_window_size,
+        "prefill_chunk_size": prefill_chunk_size,
+        "max_batch_size": max_batch_size,
+    }
+    for name, value in given.items():
+        if value is not None and value <= 0:
+            problems.append(Problem(f"{name} must be positive, found {value}"))
+    context = context_window_size or longest
+    if limit is not None and context > limit:
+        problems.append(
+            Problem(
+                f"context_window_size {context} is more than the {limit} tokens that this model "
+                f"can be compiled for: {reason}",
+                fix=f"use --context-window-size {limit} or less",
+            )
+        )
+    raise_all(problems)
+    chunk = min(prefill_chunk_size or 2048, context)
+    return CompileSettings(context, chunk, max_batch_size or 4)
+
+
+def quantized_linears(config: ModelConfig) -> frozenset[str]:
+    """Full names of the fused linears whose weights are int4, honouring modules_to_not_convert.
+
+    Raises UserError when the parts of one fused linear differ: they could not be concatenated.
+    """
+    if config.quantization is None:
+        return frozenset()
+    family = find_family(config)
+    skipped = config.quantization.modules_to_not_convert
+    quantized: set[str] = set()
+    problems: list[Problem] = []
+    for i in range(config.num_hidden_layers):
+        block = family.block.format(i)
+        parts_of: dict[str, list[str]] = {}
+        for linear in family.linears:
+            parts_of.setdefault(family.fused_name(linear), []).append(f"{block}.{linear}")
+        for fused, parts in parts_of.items():
+            # transformers and AutoAWQ match these names as substrings.
+            kept = [part for part in parts if any(name in part for name in skipped)]
+            if kept and len(kept) < len(parts):
+                problems.append(
+                    Problem(
+                        f"{', '.join(kept)} is left unquantized and the rest of {fused} is not; "
+                        "they are computed as one linear",
+                        "modules_to_not_convert",
+                        "quantize all of them, or none",
+                    )
+                )
+            elif not kept:
+                quantized.add(f"{block}.{fused}")
+    raise_all(problems)
+    return frozenset(quantized)

@@ -1,0 +1,26 @@
+"""Kernels for LLVM targets: vectors of the host's width, threads of TVM's pool, fp32 sums."""
+
+from tir_kernels.cpu.dense import dense_linear
+from tir_kernels.cpu.elementwise import add_rms_norm, qk_norm, rms_norm, silu_multiply
+from tir_kernels.cpu.logits import (
+    apply_bitmask_inplace,
+    apply_logit_bias_inplace,
+    apply_penalty_inplace,
+    softmax_with_temperature,
+)
+from tir_kernels.cpu.rotary import split_rotary
+from tir_kernels.cpu.w4a16 import w4a16_linear
+
+__all__ = [
+    "add_rms_norm",
+    "apply_bitmask_inplace",
+    "apply_logit_bias_inplace",
+    "apply_penalty_inplace",
+    "dense_linear",
+    "qk_norm",
+    "rms_norm",
+    "silu_multiply",
+    "softmax_with_temperature",
+    "split_rotary",
+    "w4a16_linear",
+]

@@ -1,0 +1,45 @@
+"""Block sizes of the CPU kernels, chosen from the target's vector registers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tir_kernels._tvm import Target, llvm_get_vector_width
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """lanes: fp32 elements of a vector register.
+    micro_rows, micro_columns: the accumulator block that a matrix kernel keeps in registers.
+    """
+
+    lanes: int
+    micro_rows: int
+    micro_columns: int
+
+
+def tiling_of(target: Target) -> Tiling:
+    """Vector width as LLVM reports it; blocks that leave registers for the operands.
+
+    AVX-512 and NEON have 32 registers, AVX2 and SSE 16.
+    """
+    bits = max(128, int(llvm_get_vector_width(target)))
+    lanes = min(bits, 512) // 32
+    if lanes == 8:
+        return Tiling(lanes=8, micro_rows=6, micro_columns=16)
+    return Tiling(lanes=lanes, micro_rows=6, micro_columns=4 * lanes)
+
+
+def largest_fitting(total: int, candidates: tuple[int, ...]) -> int:
+    """The first candidate that divides `total`, else the first that fits into it, else `total`.
+
+    Kernels walk `total` in such blocks, the last one moved back to end with the data: it computes
+    some elements a second time, with equal results, and no block needs a tail.
+    """
+    for size in candidates:
+        if total % size == 0:
+            return size
+    for size in candidates:
+        if size <= total:
+            return size
+    return total
