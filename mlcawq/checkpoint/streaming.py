@@ -80,8 +80,11 @@ class StreamedModel:
         if kind == "weight" and self.is_quantized(prefix):
             quantization = self.config.quantization
             assert quantization is not None  # found by _tensor_problems
+            read = self.reader.numpy
             weight = dequantize(
-                *(self.reader.numpy(f"{prefix}.{part}") for part in ("qweight", "qzeros", "scales")),
+                read(f"{prefix}.qweight"),
+                read(f"{prefix}.qzeros"),
+                read(f"{prefix}.scales"),
                 quantization.group_size,
             )
             return torch.from_numpy(weight).T.contiguous().to(self.dtype)
@@ -222,7 +225,11 @@ def _tensor_problems(model: StreamedModel) -> Iterator[Problem]:
         if quantization and kind == "weight" and prefix in linears and model.is_quantized(prefix):
             n, k = shape
             groups = k // quantization.group_size
-            parts = {"qweight": (k, n // 8), "qzeros": (groups, n // 8), "scales": (groups, n)}
+            parts: dict[str, tuple[int, ...]] = {
+                "qweight": (k, n // 8),
+                "qzeros": (groups, n // 8),
+                "scales": (groups, n),
+            }
         else:
             parts = {kind: shape}
         for part, wanted in parts.items():

@@ -175,6 +175,7 @@ class ShardWriter:
         path = self.folder / f"shard-{len(self._shards)}.partial"
         tensors = {name: _as_torch(tensor) for name, tensor in self._pending.items()}
         save_file(tensors, path, metadata={"format": "pt"})
+        path.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner can read
         self._shards.append(list(tensors))
         self._pending, self._pending_bytes = {}, 0
 

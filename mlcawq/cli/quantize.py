@@ -1,0 +1,262 @@
+"""`mlcawq quantize`: a Hugging Face model to 4-bit AWQ."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mlcawq.quantize.checks import Needs
+    from mlcawq.quantize.report import BlockReport, Report
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="A Hugging Face checkpoint folder, or a hub name.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    recipe: Annotated[
+        str, typer.Option("--recipe", help="awq, rtn (round to nearest), or a YAML file.")
+    ] = "awq",
+    bits: Annotated[
+        int | None, typer.Option("--bits", help="Bits of a weight.  [default: the recipe's, 4]")
+    ] = None,
+    group_size: Annotated[
+        int | None,
+        typer.Option(
+            "--group-size",
+            help="Weights that share a scale: 32, 64 or 128.  [default: the recipe's, 128]",
+        ),
+    ] = None,
+    symmetric: Annotated[
+        bool | None,
+        typer.Option(
+            "--symmetric/--asymmetric",
+            help="Without or with a zero point for each group.  [default: the recipe's]",
+        ),
+    ] = None,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option("--keep", help="Leave linears whose name holds this in fp16; repeatable."),
+    ] = None,
+    calib: Annotated[
+        str,
+        typer.Option(
+            "--calib",
+            help="Calibration text: bundled, a .txt or .jsonl file, pileval or wikitext.",
+        ),
+    ] = "bundled",
+    calib_samples: Annotated[
+        int, typer.Option("--calib-samples", min=1, help="Calibration sequences, at most.")
+    ] = 128,
+    calib_seq_len: Annotated[
+        int | None,
+        typer.Option(
+            "--calib-seq-len",
+            min=2,
+            help="Tokens in each.  [default: 512, or what the model allows]",
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the choice of text.")] = 0,
+    fmt: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="awq, or fake: the dequantized weights in float16, for measuring any --bits.",
+        ),
+    ] = "awq",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an output folder that exists.")
+    ] = False,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Discard what an interrupted run has left.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", help="Of a hub name: branch, tag or commit.")
+    ] = None,
+    trust_pickle: Annotated[
+        bool,
+        typer.Option("--trust-pickle", help="Read pickle weights where there are no safetensors."),
+    ] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="One JSON document on stdout.")
+    ] = False,
+) -> None:
+    """Quantize MODEL to a complete AutoAWQ "gemm" folder.
+
+    An interrupted run goes on after its last finished block when the same command is run again.
+    """
+    if fmt not in ("awq", "fake"):
+        raise typer.BadParameter(f"{fmt!r} is neither awq nor fake", param_hint="--format")
+
+    from mlcawq.checkpoint.source import resolve
+    from mlcawq.checkpoint.writing import check_output
+    from mlcawq.quantize.recipe import load_recipe
+
+    overrides: dict[str, Any] = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    chosen = load_recipe(recipe, overrides)
+    if keep:
+        kept = (*chosen.modules_to_not_convert, *keep)
+        chosen = chosen.model_copy(update={"modules_to_not_convert": kept})
+    folder = resolve(model, trust_pickle=trust_pickle, revision=revision)
+
+    _quiet_libraries()
+    from rich.console import Console
+    from transformers import AutoTokenizer
+
+    from mlcawq.checkpoint.config import read_config
+    from mlcawq.quantize.calibration import load_calibration
+    from mlcawq.quantize.pipeline import check_checkpoint, quantize_checkpoint
+
+    check_checkpoint(folder, chosen, fmt)  # type: ignore[arg-type]
+    if output.is_file():
+        check_output(output)
+    console = Console(stderr=True)
+    length = calib_seq_len or min(512, read_config(folder).max_position_embeddings)
+    console.print("reading calibration text", style="dim", highlight=False)
+    calibration = load_calibration(
+        calib,
+        AutoTokenizer.from_pretrained(folder),
+        samples=calib_samples,
+        seq_len=length,
+        seed=seed,
+    )
+    try:
+        with _Bar(console) as progress:
+            report = quantize_checkpoint(
+                folder,
+                output,
+                chosen,
+                calibration,
+                name=Path(model).expanduser().resolve().name if folder.name in model else model,
+                fmt=fmt,  # type: ignore[arg-type]
+                overwrite=overwrite,
+                restart=restart,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        console.print(
+            "interrupted; the finished blocks are kept: run the same command again to go on",
+            highlight=False,
+        )
+        sys.exit(130)
+    if json_output:
+        print(json.dumps({"output": str(output), **report.to_json()}, indent=2))
+    else:
+        out = Console()
+        out.print(_table(report))
+        out.print(_summary(report, output), highlight=False, soft_wrap=True)
+
+
+def _quiet_libraries() -> None:
+    """transformers and the hub may not write into our output."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+
+
+class _Bar:
+    """A progress bar on a terminal, a line for each block elsewhere."""
+
+    def __init__(self, console: Console) -> None:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        self._console = console
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeElapsedColumn(),
+            TextColumn("ETA"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("block", total=None, loss="")
+        self._blocks = 0
+
+    def __enter__(self) -> _Bar:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def planned(self, needs: Needs) -> None:
+        from mlcawq.quantize.checks import gigabytes
+
+        self._say(
+            f"about {gigabytes(needs.memory)} of memory and {gigabytes(needs.disk)} of disk needed"
+        )
+
+    def started(self, blocks: int, finished: int) -> None:
+        self._blocks = blocks
+        self._bar.update(self._task, total=blocks, completed=finished)
+        if finished:
+            self._say(f"going on after {finished} finished blocks of {blocks}")
+
+    def block_done(self, report: BlockReport) -> None:
+        self._bar.update(self._task, advance=1, loss=f"loss {report.error:.4f}")
+        if not self._console.is_terminal:
+            self._say(f"{report.name}: relative output error {report.error:.4f}")
+
+    def stage(self, name: str) -> None:
+        self._bar.update(self._task, description=name, loss="")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, style="dim", highlight=False)
+
+
+def _table(report: Report) -> Table:
+    """Relative output error of every linear, with round-to-nearest's for comparison."""
+    from rich.table import Table
+
+    means = report.mean_errors()
+    table = Table(title="relative output error, %", title_justify="left")
+    table.add_column("block")
+    for linear in means:
+        table.add_column(linear.name.rpartition(".")[2].removesuffix("_proj"), justify="right")
+    table.add_column("block's output", justify="right")
+    for i, block in enumerate(report.blocks):
+        found = {linear.name: f"{100 * linear.found:.2f}" for linear in block.linears}
+        cells = [found.get(linear.name, "") for linear in means]
+        table.add_row(str(i), *cells, f"{100 * block.error:.2f}")
+    table.add_section()
+    table.add_row("all", *(f"{100 * linear.found:.2f}" for linear in means), "")
+    if report.recipe.method != "rtn":
+        nearest = (f"{100 * linear.nearest:.2f}" for linear in means)
+        table.add_row("round to nearest", *nearest, "", style="dim")
+    return table
+
+
+def _summary(report: Report, output: Path) -> str:
+    measured = report.measured
+    where = "calibration tokens" if measured.seen else "held-out tokens"
+    return (
+        f"on {measured.tokens} {where}: KL divergence {1000 * measured.kl:.3f} millinats a token, "
+        f"same likeliest token {measured.agreement:.2%}, perplexity "
+        f"{measured.original_perplexity:.3f} -> {measured.perplexity:.3f}\n"
+        f"written to {output}\nnext: mlcawq build {output} -o {output}-mlc --target cpu"
+    )

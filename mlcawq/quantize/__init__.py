@@ -1,0 +1,1 @@
+"""AWQ quantization of Hugging Face checkpoints, block by block."""

@@ -1,0 +1,300 @@
+"""One decoder block: original weights and calibration inputs in, integers out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mlcawq.errors import UserError
+from mlcawq.families import Family, ScalingGroup
+from mlcawq.quantize.clipping import search_clipping
+from mlcawq.quantize.integer import IntegerGrid, QuantizedWeight, full_range, quantize_weight
+from mlcawq.quantize.probes import ModuleProbe, SumProbe, mixes_tokens
+from mlcawq.quantize.recipe import Recipe
+from mlcawq.quantize.scaling import Probe, fuse_scale, search_scale
+from mlcawq.quantize.statistics import BlockStatistics, InputStatistics
+
+Arguments = Callable[[int, int], dict[str, Any]]
+_PROBE_LENGTH = 256  # tokens of each sequence that judges an attention
+_JUDGED_TOKENS = 1024  # that reported errors are measured on, at least
+
+
+@dataclass(frozen=True)
+class LinearError:
+    """Relative output errors |Y' - Y| / |Y| of one linear, Y = X W, on calibration tokens X.
+
+    nearest: the original weight rounded to nearest. found: what is stored, scales undone.
+    """
+
+    name: str
+    nearest: float
+    found: float
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What became of a block.
+
+    weights: the quantized linears by their names in the block.
+    changed: other tensors that are no longer the checkpoint's (norms and biases that took a
+        scale), float32, by name in the block.
+    outputs: hidden states that the next block is calibrated on.
+    errors: of every quantized linear, in the order of the family's table.
+    error: relative error |h' - h| / |h| of the block's output, on its calibration inputs.
+    """
+
+    weights: dict[str, QuantizedWeight]
+    changed: dict[str, torch.Tensor]
+    outputs: list[torch.Tensor]
+    errors: list[LinearError]
+    error: float
+
+
+@torch.no_grad()
+def quantize_block(
+    block: nn.Module,
+    hidden: Sequence[torch.Tensor],
+    arguments: Arguments,
+    family: Family,
+    recipe: Recipe,
+    *,
+    name: str,
+    head_dim: int,
+) -> BlockResult:
+    """Search and round the linears of `block`, which is changed in place and computes the result.
+
+    block: a decoder layer of transformers in float32.
+    hidden: its calibration inputs, [B, T, hidden_size] each.
+    arguments: keyword arguments of the layer for a batch and a number of tokens.
+    name: full name in the checkpoint, for messages and for `recipe.modules_to_not_convert`.
+
+    Raises UserError naming the layer where a weight or an activation is not finite.
+    """
+    return _BlockQuantizer(block, hidden, arguments, family, recipe, name, head_dim).run()
+
+
+class _BlockQuantizer:
+    def __init__(
+        self,
+        block: nn.Module,
+        hidden: Sequence[torch.Tensor],
+        arguments: Arguments,
+        family: Family,
+        recipe: Recipe,
+        name: str,
+        head_dim: int,
+    ) -> None:
+        self.block, self.hidden, self.arguments = block, hidden, arguments
+        self.family, self.recipe = family, recipe
+        self.name, self.head_dim = name, head_dim
+        self.grid = IntegerGrid(recipe.bits, recipe.group_size, recipe.symmetric)
+        for key, value in block.state_dict().items():
+            if not torch.isfinite(value).all():
+                raise UserError.one("NaN or infinite weights", f"{name}.{key}")
+        self.linears: dict[str, nn.Linear] = {}
+        for linear in family.linears:
+            module = block.get_submodule(linear)
+            assert isinstance(module, nn.Linear)
+            # [K, N] storage behind torch's [N, K]: what the searches work on (integer.py).
+            stored = module.weight.detach().T.contiguous()
+            module.weight = nn.Parameter(stored.T, requires_grad=False)
+            self.linears[linear] = module
+        self.active = [linear for linear in self.linears if recipe.converts(f"{name}.{linear}")]
+        # What the linears' inputs are divided by and their outputs are to be multiplied by.
+        self.input_scale: dict[str, torch.Tensor] = {}
+        self.output_scale: dict[str, torch.Tensor] = {}
+        self.statistics: dict[str, InputStatistics] = {}
+
+    def run(self) -> BlockResult:
+        before = {key: value.clone() for key, value in self._other_tensors()}
+        targets = self._observe()
+        references = {linear: self._product(linear) for linear in self.active}
+        nearest = {linear: self._nearest(linear, references[linear]) for linear in self.active}
+
+        if self.recipe.method == "awq" and self.recipe.scale is not None:
+            for group in self.family.groups:
+                self._scale(group)
+        weights = {linear: self._quantize(linear) for linear in self.active}
+        for linear, weight in weights.items():
+            self._install(linear, weight.dequantized())
+        errors = [
+            LinearError(linear, nearest[linear], _relative(self._product(linear), reference))
+            for linear, reference in references.items()
+        ]
+        outputs, error = self._propagate(targets)
+        changed = {
+            key: value
+            for key, value in self._other_tensors()
+            if not torch.equal(value, before[key])
+        }
+        return BlockResult(weights, changed, outputs, errors, error)
+
+    # Looking at the original block
+
+    def _observe(self) -> list[torch.Tensor]:
+        """The original outputs; fills in the statistics, by the first reader of each input."""
+        sample = self.recipe.scale.tokens if self.recipe.scale else 0
+        gather = BlockStatistics(
+            {group.linears[0]: self.linears[group.linears[0]] for group in self.family.groups},
+            self.recipe.group_size,
+            total=sum(states.shape[0] * states.shape[1] for states in self.hidden),
+            sample=max(sample, _JUDGED_TOKENS),
+            weighted=self.recipe.token_weighting == "residual",
+            where=self.name,
+        )
+        targets = []
+        for states in self.hidden:
+            targets.append(self._run(states))
+            gather.take(targets[-1])
+        self.statistics = gather.finish()
+        return targets
+
+    def _seen_by(self, linear: str) -> InputStatistics:
+        reader = next(group.linears[0] for group in self.family.groups if linear in group.linears)
+        return self.statistics[reader]
+
+    def _run(self, states: torch.Tensor) -> torch.Tensor:
+        output = self.block(states, **self.arguments(*states.shape[:2]))
+        return output[0] if isinstance(output, tuple) else output
+
+    def _product(self, linear: str) -> torch.Tensor:
+        """X W of the sampled tokens as the original model means it, whatever was scaled since."""
+        inputs = self._seen_by(linear).tokens
+        if linear in self.input_scale:
+            inputs = inputs / self.input_scale[linear]
+        product = inputs @ self.linears[linear].weight.T
+        return product.mul_(self.output_scale[linear]) if linear in self.output_scale else product
+
+    def _nearest(self, linear: str, reference: torch.Tensor) -> float:
+        stored = self.linears[linear].weight.T
+        rounded = torch.empty_like(stored)
+        self.grid.round_to_nearest_(self.grid.grouped(stored), self.grid.grouped(rounded))
+        return _relative(self._seen_by(linear).tokens @ rounded, reference)
+
+    # Searching
+
+    def _scale(self, group: ScalingGroup) -> None:
+        rounded = [linear in self.active for linear in group.linears]
+        assert self.recipe.scale is not None
+        if not any(rounded):
+            return
+        linears = [self.linears[linear] for linear in group.linears]
+        previous = self.block.get_submodule(group.previous)
+        shared = self._shared_channels(previous, linears[0])
+        found = search_scale(
+            linears,
+            rounded,
+            self._seen_by(group.linears[0]).mean_abs,
+            self._probe(group),
+            self.grid,
+            self.recipe.scale,
+            shared=shared,
+        )
+        if found.error >= found.unscaled:
+            return
+        where = f"{self.name}.{group.previous}"
+        scale = fuse_scale(previous, linears, found.scale, where=where, shared=shared)
+        self.input_scale.update(dict.fromkeys(group.linears, scale))
+        if isinstance(previous, nn.Linear):
+            rows = scale.view(*shared)[:, 0].reshape(-1) if shared else scale
+            self.output_scale[group.previous] = rows
+
+    def _shared_channels(
+        self, previous: nn.Module, linear: nn.Linear
+    ) -> tuple[int, int, int] | None:
+        """With grouped-query attention, query heads of a group read one value head."""
+        if not isinstance(previous, nn.Linear) or previous.out_features == linear.in_features:
+            return None
+        heads = previous.out_features // self.head_dim
+        return heads, linear.in_features // previous.out_features, self.head_dim
+
+    def _probe(self, group: ScalingGroup) -> Probe:
+        assert self.recipe.scale is not None
+        seen = self._seen_by(group.linears[0])
+        count = self.recipe.scale.tokens
+        step = max(1, seen.tokens.shape[0] // count)
+        tokens, weights = seen.tokens[::step], seen.weights[::step]
+        if self.recipe.scale.objective == "linear":
+            return SumProbe(
+                [
+                    ModuleProbe(self.linears[linear], tokens, weights)
+                    for linear in group.linears
+                    if linear in self.active
+                ]
+            )
+        module = self.block.get_submodule(group.inspect)
+        if not mixes_tokens(module):
+            return ModuleProbe(module, tokens, weights)
+        inputs, weights = self._sequences(group.linears[0], count)
+        return ModuleProbe(module, inputs, weights, self.arguments)
+
+    def _sequences(self, linear: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs [S, T, K] of `linear` and weights [S, T] on beginnings of whole sequences."""
+        length = min(_PROBE_LENGTH, max(states.shape[1] for states in self.hidden))
+        sequences = [
+            sequence[:length]
+            for states in self.hidden
+            for sequence in states
+            if states.shape[1] >= length
+        ]
+        step = max(1, len(sequences) * length // count)
+        gather = BlockStatistics(
+            {linear: self.linears[linear]},
+            self.recipe.group_size,
+            total=length * len(sequences[::step]),
+            sample=length * len(sequences[::step]),
+            weighted=self.recipe.token_weighting == "residual",
+            where=self.name,
+        )
+        states = torch.stack(sequences[::step])
+        gather.take(self._run(states))
+        seen = gather.finish()[linear]
+        return seen.tokens.view(*states.shape[:2], -1), seen.weights.view(states.shape[:2])
+
+    def _quantize(self, linear: str) -> QuantizedWeight:
+        weight = self.linears[linear].weight.detach().T
+        clip = self.recipe.clip
+        if self.recipe.method == "rtn" or clip is None or linear.endswith(clip.exclude):
+            return quantize_weight(weight, *full_range(weight, self.grid), self.grid)
+        gram = self._seen_by(linear).gram
+        if linear in self.input_scale:
+            scale = self.input_scale[linear].view(-1, self.recipe.group_size)
+            gram = gram / (scale.unsqueeze(1) * scale.unsqueeze(2))
+        return quantize_weight(weight, *search_clipping(weight, gram, self.grid, clip), self.grid)
+
+    # Leaving the block as it will be stored
+
+    def _install(self, linear: str, weight: torch.Tensor) -> None:
+        self.linears[linear].weight = nn.Parameter(weight.T, requires_grad=False)
+
+    def _propagate(self, targets: list[torch.Tensor]) -> tuple[list[torch.Tensor], float]:
+        original = self.recipe.propagate == "original"
+        difference = norm = judged = 0.0
+        for j, states in enumerate(self.hidden):
+            if original and judged >= _JUDGED_TOKENS:
+                break
+            output = self._run(states)
+            if not torch.isfinite(output).all():
+                raise UserError.one("the quantized block gives NaN or infinity", self.name)
+            difference += float((output - targets[j]).square().sum(dtype=torch.float64))
+            norm += float(targets[j].square().sum(dtype=torch.float64))
+            judged += states.shape[0] * states.shape[1]
+            if not original:
+                targets[j] = output
+        return targets, (difference / max(norm, 1e-300)) ** 0.5
+
+    def _other_tensors(self) -> list[tuple[str, torch.Tensor]]:
+        return [
+            (key, value)
+            for key, value in self.block.state_dict().items()
+            if key.removesuffix(".weight") not in self.active
+        ]
+
+
+def _relative(found: torch.Tensor, reference: torch.Tensor) -> float:
+    size = float(reference.norm())
+    return float((found - reference).norm()) / size if size else 0.0

@@ -1,0 +1,115 @@
+"""Everything that can be known to fail before the first weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+
+from mlcawq.checkpoint.config import ModelConfig
+from mlcawq.checkpoint.tensors import TensorReader
+from mlcawq.checkpoint.writing import free_bytes
+from mlcawq.errors import Problem
+from mlcawq.families import find_family, linear_shapes
+from mlcawq.quantize.recipe import Recipe
+
+Format = Literal["awq", "fake"]
+_FLOAT = 4  # bytes of what is computed in
+_PROCESS = 600 * 2**20  # interpreter, torch, transformers
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Estimated bytes. memory: peak of this process. disk: output and work folder together."""
+
+    memory: int
+    disk: int
+
+
+def recipe_problems(config: ModelConfig, recipe: Recipe, fmt: Format) -> Iterator[Problem]:
+    """Why a model cannot be quantized by a recipe, every offending linear included."""
+    if config.quantization is not None:
+        yield Problem(
+            "the checkpoint is already quantized", "config.json", "start from the original model"
+        )
+    if fmt == "awq" and recipe.bits != 4:
+        yield Problem(
+            f"AWQ storage holds 4 bits, not {recipe.bits}",
+            "--bits",
+            "use 4, or --format fake to write the dequantized weights in float16",
+        )
+    block = find_family(config).block
+    for linear, (in_features, out_features) in linear_shapes(config).items():
+        if not recipe.converts(f"{block.format(0)}.{linear}"):
+            continue
+        name = block.format("*") + f".{linear}"
+        if in_features % recipe.group_size:
+            fitting = [size for size in (128, 64, 32) if in_features % size == 0]
+            yield Problem(
+                f"in_features {in_features} is not a multiple of the group size "
+                f"{recipe.group_size}",
+                name,
+                f"use --group-size {fitting[0]}"
+                if fitting
+                else f"leave it as it is: --keep {linear}",
+            )
+        if fmt == "awq" and out_features % 8:
+            yield Problem(
+                f"out_features {out_features} is not a multiple of 8, which AWQ storage packs",
+                name,
+                f"leave it as it is: --keep {linear}",
+            )
+
+
+def estimate(
+    config: ModelConfig, reader: TensorReader, recipe: Recipe, fmt: Format, tokens: int
+) -> Needs:
+    """What quantizing takes. tokens: calibration and held-out tokens together."""
+    shapes = linear_shapes(config)
+    block = sum(k * n for k, n in shapes.values())
+    widest = max(k * n for k, n in shapes.values())
+    hidden = tokens * config.hidden_size * _FLOAT
+    batch = 2048 * (6 * config.hidden_size + 3 * config.intermediate_size) * _FLOAT
+    sample = 2048 * sum(k + n for k, n in shapes.values()) * _FLOAT
+    logits = 3 * 512 * config.vocab_size * _FLOAT
+    embedding = max(reader.info(name).nbytes for name in reader.names)
+    # Weights of a block, their rounded copies during a search, and the last conversion's copy.
+    work = (block + 3 * widest) * _FLOAT + 3 * hidden + batch + sample
+    memory = _PROCESS + max(work, embedding + logits)
+
+    kept = sum(
+        reader.info(name).nbytes
+        if reader.info(name).dtype != "F32"
+        else reader.info(name).nbytes // 2
+        for name in reader.names
+    )
+    linears = block * config.num_hidden_layers
+    quantized = linears * 2 if fmt == "fake" else int(linears * (0.5 + 2.5 / recipe.group_size))
+    output = max(kept - linears * 2, 0) + quantized
+    return Needs(memory, output + quantized + 2 * hidden)
+
+
+def machine_problems(needs: Needs, out: Path) -> Iterator[Problem]:
+    """Whether this machine has what `needs` says, now."""
+    available = psutil.virtual_memory().available
+    if needs.memory > available:
+        yield Problem(
+            f"needs about {gigabytes(needs.memory)}, {gigabytes(available)} are available",
+            "memory",
+            "calibrate on less (--calib-samples, --calib-seq-len), or close other programs",
+        )
+    free = free_bytes(out)
+    if needs.disk > free:
+        yield Problem(
+            f"needs about {gigabytes(needs.disk)} while it works, {gigabytes(free)} are free",
+            str(out),
+            "free some space, or choose another -o",
+        )
+
+
+def gigabytes(size: float) -> str:
+    """Bytes for people."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"

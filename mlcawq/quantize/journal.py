@@ -1,0 +1,161 @@
+"""What is finished of a quantization, kept on disk so that a killed run goes on from there.
+
+A folder beside the output holds, for every finished block, its tensors as they will be written,
+and the activations that the next block starts from. journal.json, replaced in one step after its
+files are on the disk, says how far it got: whatever is not in it does not count.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from mlcawq.checkpoint.writing import disk_error, write_json
+from mlcawq.errors import UserError
+
+_JOURNAL = "journal.json"
+_LOCK = "lock"
+
+
+class Journal:
+    """The work folder of one output; a context manager that holds it against other processes.
+
+    fingerprint: what the work depends on, by topic ("model", "recipe", …). A journal with another
+        fingerprint is refused, or discarded with `restart`.
+    """
+
+    def __init__(self, out: Path, fingerprint: dict[str, Any], *, restart: bool = False) -> None:
+        self.out = Path(out).absolute()
+        self.folder = self.out.parent / f".{self.out.name}.mlcawq-work"
+        self._fingerprint = json.loads(json.dumps(fingerprint))
+        self._restart = restart
+        self._reports: list[dict[str, Any]] = []
+        self._lock: IO[str] | None = None
+
+    @property
+    def finished(self) -> int:
+        """Number of blocks that are done."""
+        return len(self._reports)
+
+    @property
+    def reports(self) -> list[dict[str, Any]]:
+        """What `commit` was given of every finished block."""
+        return list(self._reports)
+
+    def __enter__(self) -> Journal:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / _LOCK).open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise UserError.one(
+                "another quantization is writing to this output",
+                str(self.out),
+                "wait for it, or choose another -o",
+            ) from None
+        self._open()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._lock is not None
+        if not self._reports and self.folder.exists() and not (self.folder / _JOURNAL).exists():
+            shutil.rmtree(self.folder, ignore_errors=True)  # nothing worth keeping
+        self._lock.close()
+
+    def _open(self) -> None:
+        path = self.folder / _JOURNAL
+        if self._restart:
+            path.unlink(missing_ok=True)
+        if path.exists():
+            content = json.loads(path.read_text(encoding="utf-8"))
+            differing = [
+                topic
+                for topic in sorted({*content["fingerprint"], *self._fingerprint})
+                if content["fingerprint"].get(topic) != self._fingerprint.get(topic)
+            ]
+            if differing:
+                raise UserError.one(
+                    f"an unfinished quantization to this output had another {', '.join(differing)}",
+                    str(self.folder),
+                    "pass --restart to discard it, or run it again as it was",
+                )
+            self._reports = content["blocks"]
+        wanted = {_LOCK, _JOURNAL, self._state(self.finished).name}
+        wanted |= {self.block_file(i).name for i in range(self.finished)}
+        for leftover in self.folder.iterdir():
+            if leftover.name not in wanted:
+                leftover.unlink()
+
+    def block_file(self, i: int) -> Path:
+        """The safetensors file of finished block i."""
+        return self.folder / f"block-{i:05d}.safetensors"
+
+    def _state(self, finished: int) -> Path:
+        return self.folder / f"state-{finished:05d}.safetensors"
+
+    def block_tensors(self, i: int) -> dict[str, torch.Tensor]:
+        """The tensors that block i was committed with."""
+        return load_file(self.block_file(i))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The state after the last finished block. Only when `finished` is not 0."""
+        return load_file(self._state(self.finished))
+
+    def commit(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        state: Mapping[str, torch.Tensor],
+        report: dict[str, Any],
+    ) -> None:
+        """Make the next block finished. A kill at any moment leaves it finished or not begun.
+
+        Raises UserError when the disk is full; what was finished before stays so.
+        """
+        i = self.finished
+        try:
+            _save(tensors, self.block_file(i))
+            _save(state, self._state(i + 1))
+            reports = [*self._reports, report]
+            write_json(
+                self.folder / _JOURNAL, {"fingerprint": self._fingerprint, "blocks": reports}
+            )
+        except OSError as error:
+            raise disk_error(error, self.folder) from error
+        except Exception as error:  # safetensors wraps the system's error in its own
+            if "No space left" in str(error):
+                raise UserError.one(
+                    f"the disk is full; {i} finished blocks are kept",
+                    str(self.folder),
+                    "free some space and run the same command again",
+                ) from error
+            raise
+        self._reports = reports
+        self._state(i).unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Remove the work folder: the output is complete."""
+        self._reports = []
+        # The journal goes first: without it the rest does not count.
+        (self.folder / _JOURNAL).unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _save(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    partial = path.with_suffix(".partial")
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+        with partial.open("rb") as stream:
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,380 @@
+"""A checkpoint from block to block: original in, AWQ folder out, resumable in between."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import transformers
+
+import mlcawq
+from mlcawq.checkpoint import awq_format
+from mlcawq.checkpoint.config import read_config
+from mlcawq.checkpoint.hf_config import portable_config
+from mlcawq.checkpoint.source import copy_side_files, require_tokenizer
+from mlcawq.checkpoint.streaming import StreamedModel
+from mlcawq.checkpoint.tensors import TensorReader
+from mlcawq.checkpoint.writing import (
+    ShardWriter,
+    check_output,
+    staged_folder,
+    write_file,
+    write_json,
+)
+from mlcawq.errors import UserError, raise_all
+from mlcawq.quantize.block import BlockResult, quantize_block
+from mlcawq.quantize.calibration import CalibrationData, batched
+from mlcawq.quantize.checks import Format, Needs, estimate, machine_problems, recipe_problems
+from mlcawq.quantize.integer import QuantizedWeight
+from mlcawq.quantize.journal import Journal
+from mlcawq.quantize.recipe import Recipe
+from mlcawq.quantize.report import BlockReport, LinearReport, ModelReport, Report, model_card
+
+REPORT_FILE = "quantization_report.json"
+_SHARD_BYTES = 2 * 2**30
+
+
+class Progress(Protocol):
+    """Told what happens; every method returns at once."""
+
+    def planned(self, needs: Needs) -> None:
+        """The checks have passed; work begins."""
+
+    def started(self, blocks: int, finished: int) -> None:
+        """`finished` blocks were done by an earlier run."""
+
+    def block_done(self, report: BlockReport) -> None: ...
+
+    def stage(self, name: str) -> None:
+        """What is done after the blocks."""
+
+
+class Silent:
+    """Progress for nobody."""
+
+    def planned(self, needs: Needs) -> None: ...
+
+    def started(self, blocks: int, finished: int) -> None: ...
+
+    def block_done(self, report: BlockReport) -> None: ...
+
+    def stage(self, name: str) -> None: ...
+
+
+def check_checkpoint(src: Path, recipe: Recipe, fmt: Format = "awq") -> None:
+    """Raise UserError with everything in the way of quantizing `src`. Reads no weights."""
+    require_tokenizer(src)
+    raise_all(recipe_problems(read_config(src), recipe, fmt))
+    TensorReader(src)
+
+
+def quantize_checkpoint(
+    src: Path,
+    out: Path,
+    recipe: Recipe,
+    calibration: CalibrationData,
+    *,
+    name: str | None = None,
+    fmt: Format = "awq",
+    overwrite: bool = False,
+    restart: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Quantize the checkpoint folder `src` into the folder `out`.
+
+    name: what the model card calls the model; the folder's name when None.
+    fmt: "awq" writes AutoAWQ's gemm storage, "fake" the dequantized weights in float16.
+    overwrite: replace an `out` that is not empty.
+    restart: discard what an earlier, unfinished run has left.
+
+    Holds one decoder block and the calibration activations. Killed at any moment, the same call
+    goes on after the last finished block and ends with the same bytes. Raises UserError for
+    everything that a user can act on; `out` appears whole or not at all.
+    """
+    src, out = Path(src), Path(out)
+    progress = progress or Silent()
+    check_checkpoint(src, recipe, fmt)
+    model = StreamedModel(src)
+    fingerprint = _fingerprint(model, recipe, calibration, fmt)
+    done = _already_done(out, fingerprint)
+    if done is not None and not overwrite:
+        with Journal(out, fingerprint) as journal:
+            journal.discard()
+        return done
+    check_output(out, overwrite=overwrite)
+    tokens = calibration.tokens + 2 * sum(len(sequence) for sequence in calibration.held_out)
+    needs = estimate(model.config, model.reader, recipe, fmt, tokens)
+    raise_all(machine_problems(needs, out))
+    progress.planned(needs)
+
+    with Journal(out, fingerprint, restart=restart) as journal:
+        run = _Run(model, recipe, calibration, fmt, journal)
+        progress.started(model.num_blocks, journal.finished)
+        for i in range(journal.finished, model.num_blocks):
+            progress.block_done(run.block(i))
+        progress.stage("measuring")
+        report = Report(
+            model=name or src.resolve().name,
+            model_type=model.config.model_type,
+            recipe=recipe,
+            calibration={
+                "source": calibration.source,
+                "sequences": len(calibration.sequences),
+                "tokens": calibration.tokens,
+                "digest": calibration.digest,
+            },
+            versions=_versions(),
+            fingerprint=_digest(fingerprint),
+            blocks=tuple(map(BlockReport.from_json, journal.reports)),
+            measured=run.measure(),
+        )
+        progress.stage("writing")
+        run.write(out, report, overwrite=overwrite)
+        journal.discard()
+    return report
+
+
+class _Run:
+    """The state of a quantization between two blocks."""
+
+    def __init__(
+        self,
+        model: StreamedModel,
+        recipe: Recipe,
+        calibration: CalibrationData,
+        fmt: Format,
+        journal: Journal,
+    ) -> None:
+        self.model, self.recipe, self.fmt, self.journal = model, recipe, fmt, journal
+        self.seen = calibration.held_out_is_seen
+        self.held_out = batched(calibration.held_out)
+        self._clear_partial_outputs()
+        if journal.finished:
+            state = journal.state()
+            self.hidden = _unpacked(state, "calibration")
+            self.original = _unpacked(state, "original")
+            self.quantized = _unpacked(state, "quantized")
+        else:
+            self.hidden = [model.embed(ids) for ids in batched(calibration.sequences)]
+            self.original = [model.embed(ids) for ids in self.held_out]
+            self.quantized = [states.clone() for states in self.original]
+
+    def _clear_partial_outputs(self) -> None:
+        """Remove what a killed run was writing: this process alone holds the journal's lock."""
+        import shutil
+
+        for leftover in self.journal.out.parent.glob(f".{self.journal.out.name}.partial-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def block(self, i: int) -> BlockReport:
+        """Quantize block i and commit it to the journal."""
+        model = self.model
+        name = model.block_name(i)
+        block = model.block(i)
+        self.original = [model.run_block(block, i, states) for states in self.original]
+        result = quantize_block(
+            block,
+            self.hidden,
+            lambda batch, tokens: model.layer_arguments(i, batch, tokens),
+            model.family,
+            self.recipe,
+            name=name,
+            head_dim=model.config.head_dim,
+        )
+        self.hidden = result.outputs
+        self.quantized = [model.run_block(block, i, states) for states in self.quantized]
+        report = BlockReport(
+            name, result.error, tuple(LinearReport(**asdict(linear)) for linear in result.errors)
+        )
+        state = {
+            **_packed("calibration", self.hidden),
+            **_packed("original", self.original),
+            **_packed("quantized", self.quantized),
+        }
+        self.journal.commit(self._stored(name, result), state, asdict(report))
+        return report
+
+    def _stored(self, block: str, result: BlockResult) -> dict[str, torch.Tensor]:
+        tensors: dict[str, torch.Tensor] = {}
+        for linear, weight in result.weights.items():
+            name = f"{block}.{linear}"
+            if self.fmt == "fake":
+                tensors[f"{name}.weight"] = half(weight.dequantized().T, f"{name}.weight")
+            else:
+                tensors |= {f"{name}.{key}": value for key, value in awq_tensors(weight).items()}
+        for key, value in result.changed.items():
+            tensors[f"{block}.{key}"] = half(value, f"{block}.{key}")
+        return tensors
+
+    @torch.no_grad()
+    def measure(self) -> ModelReport:
+        """Compare both models' predictions on the held-out tokens."""
+        divergence = agreeing = loss = original_loss = 0.0
+        tokens = predicted = 0
+        for ids, original, quantized in zip(
+            self.held_out, self.original, self.quantized, strict=True
+        ):
+            for j in range(len(ids)):
+                expected = self.model.head(original[j]).log_softmax(-1)
+                found = self.model.head(quantized[j]).log_softmax(-1)
+                divergence += float((expected.exp() * (expected - found)).sum(dtype=torch.float64))
+                agreeing += float((expected.argmax(-1) == found.argmax(-1)).sum())
+                following = ids[j, 1:].unsqueeze(-1)
+                loss -= float(found[:-1].gather(-1, following).sum(dtype=torch.float64))
+                original_loss -= float(expected[:-1].gather(-1, following).sum(dtype=torch.float64))
+                tokens += ids.shape[1]
+                predicted += ids.shape[1] - 1
+        predicted = max(predicted, 1)
+        return ModelReport(
+            tokens,
+            divergence / tokens,
+            agreeing / tokens,
+            math.exp(loss / predicted),
+            math.exp(original_loss / predicted),
+            self.seen,
+        )
+
+    def write(self, out: Path, report: Report, *, overwrite: bool) -> None:
+        """The output folder, from the journal and whatever quantization left alone."""
+        model = self.model
+        with staged_folder(out, overwrite=overwrite) as stage:
+            writer = ShardWriter(stage, _SHARD_BYTES)
+            for name, tensor in self._tensors():
+                writer.add(name, tensor)
+            writer.close()
+            config = portable_config(model.config, dtype="float16")
+            if self.fmt == "awq":
+                config["quantization_config"] = quantization_config(self.recipe)
+            write_json(stage / "config.json", config)
+            copy_side_files(model.folder, stage)
+            write_json(stage / REPORT_FILE, report.to_json())
+            write_file(stage / "README.md", model_card(report, self.fmt))
+
+    def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor of the result: blocks from the journal, the rest as it was, in float16."""
+        model, reader = self.model, self.model.reader
+        linears = {
+            f"{model.block_name(i)}.{linear}.weight"
+            for i in range(model.num_blocks)
+            for linear in model.family.linears
+            if self.recipe.converts(f"{model.block_name(i)}.{linear}")
+        }
+        blocks = tuple(f"{model.block_name(i)}." for i in range(model.num_blocks))
+        for name in reader.names:
+            if not name.startswith(blocks):
+                yield name, half(reader.torch(name), name)
+        for i, prefix in enumerate(blocks):
+            tensors = self.journal.block_tensors(i)
+            kept = {
+                name: half(reader.torch(name), name)
+                for name in reader.names
+                if name.startswith(prefix) and name not in tensors and name not in linears
+            }
+            yield from sorted({**tensors, **kept}.items())
+
+
+def awq_tensors(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
+    """A linear in AutoAWQ's gemm storage: qweight, qzeros and scales (FACTS of awq_format)."""
+    return {
+        "qweight": torch.from_numpy(awq_format.pack(weight.codes.numpy())),
+        "qzeros": torch.from_numpy(awq_format.pack(weight.zero.numpy())),
+        "scales": weight.scale.contiguous(),
+    }
+
+
+def quantization_config(recipe: Recipe) -> dict[str, Any]:
+    """config.json's entry, in AutoAWQ's terms.
+
+    `zero_point` says whether zero points are stored. The gemm version always stores them, with
+    symmetric integers too (8 everywhere), and readers that are told otherwise refuse the file or
+    look for another kernel.
+    """
+    return {
+        "quant_method": "awq",
+        "bits": recipe.bits,
+        "group_size": recipe.group_size,
+        "zero_point": True,
+        "version": "gemm",
+        "modules_to_not_convert": list(recipe.modules_to_not_convert),
+    }
+
+
+def half(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """`tensor` as float16. Raises UserError naming it where a value does not fit."""
+    if tensor.dtype == torch.float16 or not tensor.is_floating_point():
+        return tensor
+    result = tensor.to(torch.float16)
+    if not torch.isfinite(result).all():
+        raise UserError.one(
+            "holds values that are not finite in float16, which AWQ storage uses",
+            name,
+            "this model cannot be stored in AutoAWQ's format",
+        )
+    return result
+
+
+def _packed(prefix: str, states: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{prefix}.{j:05d}": tensor for j, tensor in enumerate(states)}
+
+
+def _unpacked(state: dict[str, torch.Tensor], prefix: str) -> list[torch.Tensor]:
+    return [state[name] for name in sorted(state) if name.startswith(f"{prefix}.")]
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "mlcawq": mlcawq.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _fingerprint(
+    model: StreamedModel, recipe: Recipe, calibration: CalibrationData, fmt: Format
+) -> dict[str, Any]:
+    """What the output's bytes depend on, by topic."""
+    reader = model.reader
+    headers = [
+        [name, info.dtype, list(info.shape), info.file.name, info.offset]
+        for name in reader.names
+        for info in [reader.info(name)]
+    ]
+    files = sorted({reader.info(name).file for name in reader.names})
+    stamps = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return {
+        "model": _digest([model.config.raw, headers, stamps]),
+        "recipe": {"format": fmt, **recipe.model_dump(mode="json")},
+        "calibration text": calibration.digest,
+        "software version": _versions(),
+    }
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _already_done(out: Path, fingerprint: dict[str, Any]) -> Report | None:
+    """The report of an `out` that this very work has already written, else None.
+
+    A run killed between placing the output and removing its journal has nothing left to do.
+    """
+    try:
+        content = json.loads((out / REPORT_FILE).read_text(encoding="utf-8"))
+        if content["fingerprint"] != _digest(fingerprint):
+            return None
+        return Report(
+            **{
+                **content,
+                "recipe": Recipe.model_validate(content["recipe"]),
+                "blocks": tuple(map(BlockReport.from_json, content["blocks"])),
+                "measured": ModelReport(**content["measured"]),
+            }
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

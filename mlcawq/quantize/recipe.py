@@ -1,0 +1,119 @@
+"""Recipes: every choice of a quantization, as validated data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mlcawq.errors import Problem, UserError
+from mlcawq.resources import templates_dir
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ScaleRecipe(_Strict):
+    """Search of the per-channel scales (AWQ, section 3.2).
+
+    objective: "block" compares the output of the module that the linears belong to (attention,
+        MLP), "linear" the outputs of the linears themselves.
+    grid: number of exponents r tried, evenly from 0.
+    duo: also try activations^r / weights^(1-r), beside activations^r.
+    tokens: how many calibration tokens judge the candidates.
+    """
+
+    objective: Literal["block", "linear"] = "block"
+    grid: int = Field(default=20, ge=1, le=100)
+    duo: bool = True
+    tokens: int = Field(default=512, ge=16)
+
+
+class ClipRecipe(_Strict):
+    """Search of the range of each group.
+
+    mode: "asymmetric" narrows both ends of the range independently, "symmetric" cuts at +-m.
+    grid: number of widths tried, down to 1 - max_shrink of the full range.
+    rounds: passes over the two ends one by one, in the asymmetric mode.
+    exclude: linears that keep their full range, by the end of their names.
+    """
+
+    mode: Literal["asymmetric", "symmetric"] = "asymmetric"
+    grid: int = Field(default=10, ge=1, le=100)
+    max_shrink: float = Field(default=0.5, gt=0, lt=1)
+    rounds: int = Field(default=1, ge=0, le=10)
+    exclude: tuple[str, ...] = ()
+
+
+class Recipe(_Strict):
+    """How a checkpoint is quantized.
+
+    method: "awq", or "rtn" (round to nearest: calibration only
+        measures).
+    bits, group_size, symmetric: the integers; 4 bits is what AWQ storage holds.
+    scale, clip: the two searches; null leaves one out.
+    token_weighting: "residual" weighs a token's error by 1 / mean(h^2) of its hidden state after
+        the block, as the next norm does; "none" by 1.
+    propagate: what the next block is calibrated on: the outputs of the "quantized" block, or of
+        the "original" one.
+    modules_to_not_convert: linears whose full name contains one of these stay as they are.
+    """
+
+    method: Literal["awq", "rtn"] = "awq"
+    bits: Literal[2, 3, 4, 8] = 4
+    group_size: Literal[32, 64, 128] = 128
+    symmetric: bool = False
+    scale: ScaleRecipe | None = ScaleRecipe()
+    clip: ClipRecipe | None = ClipRecipe()
+    token_weighting: Literal["residual", "none"] = "residual"
+    propagate: Literal["quantized", "original"] = "quantized"
+    modules_to_not_convert: tuple[str, ...] = ("lm_head",)
+
+    def converts(self, linear: str) -> bool:
+        """Whether the linear of that full name is quantized."""
+        return not any(part in linear for part in self.modules_to_not_convert)
+
+
+def recipe_names() -> list[str]:
+    """The recipes that are shipped."""
+    return sorted(path.stem for path in templates_dir("recipes").glob("*.yaml"))
+
+
+def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
+    """A shipped recipe by name, or any YAML file by path; `overrides` replace top-level keys.
+
+    Raises UserError listing every key that is unknown or out of range.
+    """
+    path = templates_dir("recipes") / f"{name}.yaml"
+    if not path.is_file():
+        path = Path(name)
+    if not path.is_file():
+        raise UserError.one(
+            f"no recipe {name!r}", "--recipe", f"one of {', '.join(recipe_names())}, or a YAML file"
+        )
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError.one(f"not valid YAML: {error}", str(path)) from None
+    if not isinstance(content, dict):
+        raise UserError.one("a recipe is a mapping of options", str(path))
+    return parse_recipe({**content, **(overrides or {})}, where=str(path))
+
+
+def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
+    """A recipe from plain data. Raises UserError listing every bad key."""
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        raise UserError(
+            *(
+                Problem(
+                    f"{'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']}",
+                    where,
+                )
+                for item in error.errors()
+            )
+        ) from None
