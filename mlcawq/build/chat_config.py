@@ -16,13 +16,11 @@ from typing import Any
 
 from mlcawq.checkpoint.config import AwqConfig, ModelConfig, load_json, parse_config
 from mlcawq.errors import Problem, UserError, raise_all
+from mlcawq.graph.settings import WEIGHT_LAYOUT, CompileSettings, quantization_named
 
 CONFIG_NAME = "mlc-chat-config.json"
 CONFIG_VERSION = "0.1.0"
-AWQ_LAYOUT = "autoawq"
 ATTENTION_SINK_SIZE = 4
-UNQUANTIZED = ("q0f16", "q0f32")
-AWQ_NAMES = {128: "q4f16_autoawq", 64: "q4f16_autoawq_g64", 32: "q4f16_autoawq_g32"}
 
 # Keys of config.json that say nothing about the computation, or that make mlc_llm refuse the file
 # (it reads quantization_config as its fp8 format).
@@ -41,55 +39,17 @@ class ChatConfig:
     """The part of mlc-chat-config.json that decides how a library is compiled and driven.
 
     model: the architecture; `model.quantization` is set for AWQ names.
-    quantization: one of UNQUANTIZED or of AWQ_NAMES' values.
+    quantization: MLC's name, one of graph.settings.QUANTIZATIONS.
     weight_layout: how the quantized weights are stored ("autoawq"), None for unquantized ones.
-    context_window_size, prefill_chunk_size: in tokens; max_batch_size: in sequences.
+    sizes: what the library is compiled for.
     raw: the file as it was read.
     """
 
     model: ModelConfig
     quantization: str
     weight_layout: str | None
-    context_window_size: int
-    prefill_chunk_size: int
-    max_batch_size: int
+    sizes: CompileSettings
     raw: dict[str, Any]
-
-
-def quantization_names() -> tuple[str, ...]:
-    return (*UNQUANTIZED, *AWQ_NAMES.values())
-
-
-def choose_quantization(config: ModelConfig, asked: str | None = None, where: str = "") -> str:
-    """MLC's name for the weights of a checkpoint: `asked`, checked, or what the checkpoint is.
-
-    An AWQ checkpoint has its name from its group size; an unquantized one is built as q0f32 when
-    it is float32 and as q0f16 otherwise.
-    Raises UserError when `asked` is unknown or does not fit the checkpoint.
-    """
-    if asked is not None and asked not in quantization_names():
-        raise UserError.one(
-            f"unknown quantization {asked!r}",
-            "--quantization",
-            f"choose one of {', '.join(quantization_names())}, or leave the option out",
-        )
-    if config.quantization is not None:
-        own = AWQ_NAMES[config.quantization.group_size]
-        if asked not in (None, own):
-            raise UserError.one(
-                f"the checkpoint is AWQ with group size {config.quantization.group_size} "
-                f"({own}), not {asked}",
-                where,
-                "leave --quantization out, or build from the unquantized checkpoint",
-            )
-        return own
-    if asked in AWQ_NAMES.values():
-        raise UserError.one(
-            f"the checkpoint is not quantized, so it cannot be built as {asked}",
-            where,
-            "run `mlcawq quantize` on it first and build what that writes",
-        )
-    return asked or ("q0f32" if config.dtype == "float32" else "q0f16")
 
 
 def quantization_of(name: str, awq: object = None) -> AwqConfig | None:
@@ -98,26 +58,20 @@ def quantization_of(name: str, awq: object = None) -> AwqConfig | None:
     awq: the file's own "awq" object, where it has one; stock MLC folders do not.
     Raises UserError for a name that this version cannot build.
     """
-    if name in UNQUANTIZED:
+    group_size = quantization_named(name).group_size
+    if group_size is None:
         return None
-    groups = {value: group for group, value in AWQ_NAMES.items()}
-    if name not in groups:
-        raise UserError.one(
-            f"quantization {name!r} is not supported (supported: {', '.join(quantization_names())})"
-        )
     given = awq if isinstance(awq, dict) else {}
     return AwqConfig(
         bits=4,
-        group_size=groups[name],
+        group_size=group_size,
         zero_point=bool(given.get("zero_point", True)),
         version="gemm",
         modules_to_not_convert=tuple(given.get("modules_to_not_convert") or ()),
     )
 
 
-def mlc_model_config(
-    config: ModelConfig, *, context_window_size: int, prefill_chunk_size: int, max_batch_size: int
-) -> dict[str, Any]:
+def mlc_model_config(config: ModelConfig, sizes: CompileSettings) -> dict[str, Any]:
     """The "model_config" object: config.json's keys, and MLC's own for this architecture."""
     out = {key: value for key, value in config.raw.items() if key not in _DROPPED}
     out.update(
@@ -134,10 +88,10 @@ def mlc_model_config(
         hidden_act=config.hidden_act,
         tie_word_embeddings=config.tie_word_embeddings,
         rope_theta=_whole(config.rope.theta),
-        context_window_size=context_window_size,
-        prefill_chunk_size=prefill_chunk_size,
+        context_window_size=sizes.context_window_size,
+        prefill_chunk_size=sizes.prefill_chunk_size,
         tensor_parallel_shards=1,
-        max_batch_size=max_batch_size,
+        max_batch_size=sizes.max_batch_size,
     )
     # transformers 4's form as well, because that is the one that mlc_llm reads.
     scaled = config.rope.rope_type != "default"
@@ -210,11 +164,11 @@ def read_chat_config(path: Path) -> ChatConfig:
             quantization = quantization_of(name, raw.get("awq"))
         except UserError as error:
             problems.extend(dataclasses.replace(p, where=where) for p in error.problems)
-    layout = raw.get("weight_layout", AWQ_LAYOUT if quantization else None)
-    if quantization and layout != AWQ_LAYOUT:
+    layout = raw.get("weight_layout", WEIGHT_LAYOUT if quantization else None)
+    if quantization and layout != WEIGHT_LAYOUT:
         problems.append(
             Problem(
-                f"weight_layout {layout!r} is not supported (supported: {AWQ_LAYOUT})",
+                f"weight_layout {layout!r} is not supported (supported: {WEIGHT_LAYOUT})",
                 where,
                 "convert the weights again with this version",
             )
@@ -230,8 +184,8 @@ def read_chat_config(path: Path) -> ChatConfig:
         model=dataclasses.replace(parsed, quantization=quantization),
         quantization=name,
         weight_layout=layout if quantization else None,
+        sizes=CompileSettings(**sizes),
         raw=raw,
-        **sizes,
     )
 
 

@@ -11,10 +11,8 @@ import tokenizers
 
 from mlcawq.build.chat_config import (
     ATTENTION_SINK_SIZE,
-    AWQ_LAYOUT,
     CONFIG_NAME,
     CONFIG_VERSION,
-    choose_quantization,
     mlc_model_config,
 )
 from mlcawq.build.chat_template import ChatTemplate, RenderRefusedError, find_chat_template
@@ -25,10 +23,13 @@ from mlcawq.checkpoint.config import ModelConfig, load_json, read_config
 from mlcawq.checkpoint.writing import write_json
 from mlcawq.engine.conversation import Conversation
 from mlcawq.engine.tokenizer import ModelTokenizer
-from mlcawq.errors import Problem, UserError, raise_all
-
-DEFAULT_PREFILL_CHUNK = 2048
-DEFAULT_BATCH = 8
+from mlcawq.errors import UserError
+from mlcawq.graph.settings import (
+    WEIGHT_LAYOUT,
+    CompileSettings,
+    compile_settings,
+    infer_quantization,
+)
 
 # MLC's values where a model gives none.
 _SYSTEM_DEFAULTS: dict[str, Any] = {
@@ -41,20 +42,6 @@ _SYSTEM_DEFAULTS: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """What the library is compiled for; None takes the default.
-
-    context_window_size: tokens of a sequence (default: what the model was made for).
-    prefill_chunk_size: tokens of a prompt that are run at once (2048, or the context).
-    max_batch_size: sequences decoded at once (8).
-    """
-
-    context_window_size: int | None = None
-    prefill_chunk_size: int | None = None
-    max_batch_size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,24 +58,29 @@ def gen_config(
     out: Path,
     quantization: str | None = None,
     conv_template: str | None = None,
-    sizes: Sizes | None = None,
+    *,
+    context_window_size: int | None = None,
+    prefill_chunk_size: int | None = None,
+    max_batch_size: int | None = None,
 ) -> GeneratedConfig:
     """Write mlc-chat-config.json and the tokenizer of `checkpoint` into the folder `out`.
 
     quantization: MLC's name, None for what the checkpoint is. conv_template: a shipped template's
     name or a JSON file, None to find it from the model's chat template.
+    The sizes (tokens, tokens, sequences) are what the library is compiled for; see
+    `compile_settings` for their defaults.
     Raises UserError for everything that is wrong with the checkpoint or with the arguments.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     config = read_config(checkpoint)
-    name = choose_quantization(config, quantization, str(checkpoint))
-    chosen = choose_sizes(config, sizes or Sizes())
+    name = infer_quantization(config, quantization).name
+    sizes = compile_settings(config, context_window_size, prefill_chunk_size, max_batch_size)
     files = copy_tokenizer(checkpoint, out)
     tokens = ModelTokens.read(out, checkpoint)
     _check_vocabulary(config, tokens, out)
     template = find_chat_template(checkpoint)
     choice = choose(template, tokens, conv_template)
-    messages = [*choice.report(), *_window_note(config, chosen)]
+    messages = [*choice.report(), *_window_note(config, sizes)]
     if template is not None and not choice.differences:
         messages += _token_differences(choice.conversation, template, out / "tokenizer.json")
 
@@ -96,11 +88,11 @@ def gen_config(
         "version": CONFIG_VERSION,
         "model_type": config.model_type,
         "quantization": name,
-        "model_config": mlc_model_config(config, **chosen),
+        "model_config": mlc_model_config(config, sizes),
         "vocab_size": config.vocab_size,
-        "context_window_size": chosen["context_window_size"],
+        "context_window_size": sizes.context_window_size,
         "sliding_window_size": -1,
-        "prefill_chunk_size": chosen["prefill_chunk_size"],
+        "prefill_chunk_size": sizes.prefill_chunk_size,
         "attention_sink_size": ATTENTION_SINK_SIZE if config.model_type == "mistral" else -1,
         "tensor_parallel_shards": 1,
         "pipeline_parallel_stages": 1,
@@ -110,10 +102,10 @@ def gen_config(
         "tokenizer_info": tokenizer_info(out / "tokenizer.json"),
         "conv_template": choice.conversation.to_dict(),
         "model_task": "chat",
-        "max_batch_size": chosen["max_batch_size"],
+        "max_batch_size": sizes.max_batch_size,
     }
     if config.quantization is not None:
-        content["weight_layout"] = AWQ_LAYOUT
+        content["weight_layout"] = WEIGHT_LAYOUT
         content["awq"] = {
             "bits": config.quantization.bits,
             "group_size": config.quantization.group_size,
@@ -123,38 +115,6 @@ def gen_config(
         }
     write_json(out / CONFIG_NAME, content)
     return GeneratedConfig(content, choice, tuple(messages))
-
-
-def choose_sizes(config: ModelConfig, sizes: Sizes) -> dict[str, int]:
-    """The sizes to compile for. Raises UserError naming every one that the model cannot have."""
-    limit = config.max_position_embeddings
-    reason = f"the model was made for {limit} tokens (max_position_embeddings)"
-    if config.sliding_window is not None and config.sliding_window < limit:
-        # Within one window, windowed attention is full attention.
-        limit = config.sliding_window
-        reason = f"the model attends to a window of {limit} tokens (sliding_window)"
-    problems: list[Problem] = []
-
-    def positive(option: str, value: int | None, default: int) -> int:
-        if value is not None and value <= 0:
-            problems.append(Problem(f"{value} is not a positive number", option))
-        return default if value is None else value
-
-    context = positive("--context-window-size", sizes.context_window_size, limit)
-    if context > limit:
-        problems.append(
-            Problem(f"{context} is too much: {reason}", "--context-window-size", "give less")
-        )
-    chunk = positive(
-        "--prefill-chunk-size", sizes.prefill_chunk_size, min(DEFAULT_PREFILL_CHUNK, context)
-    )
-    batch = positive("--max-batch-size", sizes.max_batch_size, DEFAULT_BATCH)
-    raise_all(problems)
-    return {
-        "context_window_size": context,
-        "prefill_chunk_size": min(chunk, context),
-        "max_batch_size": batch,
-    }
 
 
 def _generation_settings(checkpoint: Path) -> dict[str, Any]:
@@ -183,9 +143,9 @@ def _check_vocabulary(config: ModelConfig, tokens: ModelTokens, out: Path) -> No
         )
 
 
-def _window_note(config: ModelConfig, chosen: Mapping[str, int]) -> list[str]:
+def _window_note(config: ModelConfig, sizes: CompileSettings) -> list[str]:
     window = config.sliding_window
-    if window is None or chosen["context_window_size"] < window:
+    if window is None or sizes.context_window_size < window:
         return []
     return [
         f"note: the model attends to a sliding window; the context is limited to its {window} "
