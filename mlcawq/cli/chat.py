@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import time
@@ -136,9 +135,9 @@ def _load(
     quiet: bool,
 ) -> ChatSession:
     """The engine with one conversation; what the user should know of it goes to stderr."""
-    if "tvm" not in sys.modules:
-        # The runtime alone: half the start-up time and memory of the compiler.
-        os.environ.setdefault("TVM_USE_RUNTIME_LIB", "1")
+    from mlcawq.engine.runtime_only import import_tvm_runtime
+
+    import_tvm_runtime()
     from mlcawq.engine.engine import Engine
     from mlcawq.engine.session import ChatSession
 

@@ -272,7 +272,7 @@ def _read_shards(folder: Path, problems: list[Problem]) -> tuple[Shard, ...]:
             shard = Shard(
                 path=folder / entry["dataPath"],
                 nbytes=int(entry["nbytes"]),
-                md5=entry.get("md5Sum"),
+                md5=entry.get("md5sum"),
                 tensors=tuple(
                     TensorRecord(
                         name=r["name"],

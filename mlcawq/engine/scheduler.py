@@ -93,7 +93,11 @@ class SequenceStore:
         """
         source, length = self._longest_match(tokens)
         if source is not None and self._takes_over(source, length):
-            self._truncate(source, length)
+            # Cutting into a page that is shared with another sequence copies that page.
+            if self.make_room(1, keep=source):
+                self._truncate(source, length)
+            else:
+                source, length = None, 0
         while True:
             need = self.new_pages(length, len(tokens) + 1 - length) + reserve
             if self.make_room(need, keep=source):
