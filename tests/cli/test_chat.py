@@ -1,0 +1,324 @@
+"""`mlcawq chat` as a user runs it: one-shot over pipes, and a session in a terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import pexpect
+import pytest
+
+from mlcawq.cli.main import main
+
+PROGRAM = [sys.executable, "-m", "mlcawq", "chat"]
+PROMPT = ">>> "
+
+
+@pytest.fixture(scope="session")
+def built() -> Path:
+    from built_model import built_tiny_llama
+
+    return built_tiny_llama()[1]
+
+
+@pytest.fixture
+def plain(built, tmp_path):
+    """The same model without a chat template."""
+    folder = Path(shutil.copytree(built, tmp_path / "plain"))
+    config = json.loads((folder / "mlc-chat-config.json").read_text())
+    config["conv_template"] = {"name": "LM", "roles": {"user": "", "assistant": ""}, "seps": [""]}
+    (folder / "mlc-chat-config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The program inside this process: arguments and standard input to output and exit code."""
+
+    def call(*arguments, text="", code=0):
+        monkeypatch.setattr(sys, "argv", ["mlcawq", "chat", *map(str, arguments)])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+        try:
+            main()
+            exit_code = 0
+        except SystemExit as exit_:
+            exit_code = exit_.code or 0
+        out, err = capsys.readouterr()
+        assert exit_code == code, err
+        return Result(out, err)
+
+    return call
+
+
+@pytest.fixture
+def document(run):
+    """The JSON document of a one-shot answer."""
+    return lambda *arguments: json.loads(run(*arguments, "--json").stdout)
+
+
+class Result(NamedTuple):
+    stdout: str
+    stderr: str
+
+
+# ------------------------------------------------------------------------------------ one-shot
+
+
+def test_stdout_is_the_answer_and_nothing_else(document, built):
+    arguments = (str(built), "--prompt", "Hello", "--temperature", "0", "--max-tokens", "12")
+    full = document(*arguments)
+    shown = subprocess.run([*PROGRAM, *arguments], capture_output=True, text=True, check=True)
+    assert shown.stdout == full["answer"] + "\n"
+    assert full["usage"]["completion_tokens"] == 12
+    assert full["finish_reason"] == "length"
+    assert full["sampling"]["temperature"] == 0.0
+    assert full["timings"]["decode_tokens_per_second"] > 0
+    assert "cut off" in shown.stderr
+
+
+def test_the_prompt_may_come_from_stdin(run, built):
+    options = (built, "--temperature", "0", "--max-tokens", "5")
+    asked = run(*options, "--prompt", "Two\nlines")
+    assert run(*options, "--prompt", "-", text="Two\nlines\n").stdout == asked.stdout
+    assert run(*options, text="Two\nlines\n").stdout == asked.stdout
+    for empty in ("", "\n"):
+        assert "prompt is empty" in run(*options, text=empty, code=1).stderr
+    assert "prompt is empty" in run(*options, "--prompt", "", code=1).stderr
+
+
+def test_sampling_options_reach_the_sampler(document, built):
+    base = (built, "--prompt", "Hello", "--max-tokens", 16)
+    seeded = [document(*base, "--seed", s)["answer"] for s in (1, 1, 2)]
+    assert seeded[0] == seeded[1] != seeded[2]
+    greedy = document(*base, "--temperature", 0)
+    assert document(*base, "--top-k", 1)["answer"] == greedy["answer"]
+    assert document(*base, "--top-p", 1e-9)["answer"] == greedy["answer"]
+    assert document(*base, "--min-p", 1)["answer"] == greedy["answer"]
+    stop = greedy["answer"][3:5]
+    stopped = document(*base, "--temperature", 0, "--stop", "never", "--stop", stop)
+    assert stopped["answer"] == greedy["answer"].partition(stop)[0]
+    assert stopped["finish_reason"] == "stop"
+    looping = (built, "--prompt", "Hello" * 20, "--max-tokens", 24, "--temperature", 0)
+    loop = document(*looping)["answer"]
+    for option in ("--repetition-penalty", "--presence-penalty", "--frequency-penalty"):
+        assert document(*looping, option, 2)["answer"] != loop
+
+
+def test_a_system_message_is_part_of_the_prompt(document, built):
+    base = (built, "--prompt", "Hello", "--max-tokens", 1)
+    with_system = document(*base, "--system", "Be brief.")
+    assert with_system["usage"]["prompt_tokens"] > document(*base)["usage"]["prompt_tokens"]
+
+
+def test_defaults_come_from_the_model(document, built, tmp_path):
+    folder = Path(shutil.copytree(built, tmp_path / "own"))
+    config = json.loads((folder / "mlc-chat-config.json").read_text())
+    (folder / "mlc-chat-config.json").write_text(
+        json.dumps({**config, "temperature": 0.25, "top_k": 7})
+    )
+    sampling = document(folder, "--prompt", "a", "--max-tokens", 1, "--top-k", 3)["sampling"]
+    assert (sampling["temperature"], sampling["top_k"]) == (0.25, 3)
+
+
+def test_a_model_without_a_template_continues_text(run, document, plain):
+    options = (plain, "--prompt", "The quick", "--temperature", 0, "--max-tokens", 4)
+    result = run(*options)
+    assert "no chat template" in result.stderr
+    assert "template" not in result.stdout
+    assert document(*options)["usage"]["prompt_tokens"] < 9
+    assert "takes no system message" in run(*options, "--system", "x", code=1).stderr
+
+
+def test_wrong_values_are_named_together_before_anything_is_loaded(run, tmp_path):
+    result = run(tmp_path, "--prompt", "x", "--temperature", -1, "--top-p", 2, code=1)
+    assert "temperature is -1.0" in result.stderr
+    assert "top_p is 2.0" in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_long_prompt_and_a_wrong_folder_are_clear_errors(run, built, tmp_path):
+    assert "context window" in run(built, "--prompt", "x " * 500, code=1).stderr
+    assert "mlc-chat-config.json is missing" in run(tmp_path, "--prompt", "x", code=1).stderr
+    assert "No such option" in run(built, "--promt", "x", code=2).stderr
+
+
+def test_ctrl_c_stops_a_one_shot_answer_with_130(built):
+    arguments = ["mlcawq", "chat", str(built), "--prompt", "Hello", "--seed", "1"]
+    code = (
+        "import os, signal, sys\n"
+        "from mlcawq.engine import engine\n"
+        "step = engine.Engine.step\n"
+        "def interrupted(self):\n"
+        "    deltas = step(self)\n"
+        "    if deltas and deltas[0].stats.completion_tokens == 3:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return deltas\n"
+        "engine.Engine.step = interrupted\n"
+        "from mlcawq.cli.main import main\n"
+        f"sys.argv = {arguments!r}\n"
+        "main()\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 130
+    assert result.stdout.endswith("\n")
+    assert 1 < len(result.stdout) < 60
+
+
+# ------------------------------------------------------------------------------------- session
+
+
+class Session:
+    """A chat in a pseudo-terminal."""
+
+    def __init__(self, folder, home, *arguments):
+        self.child = pexpect.spawn(
+            PROGRAM[0],
+            [*PROGRAM[1:], str(folder), *map(str, arguments)],
+            encoding="utf-8",
+            timeout=60,
+            dimensions=(40, 200),
+            env={
+                **os.environ,
+                "XDG_STATE_HOME": str(home),
+                "TERM": "dumb",
+                "PROMPT_TOOLKIT_NO_CPR": "1",
+            },
+        )
+        self.child.expect_exact("/help for help")
+        self.child.expect_exact(PROMPT)
+
+    def say(self, text, expect=PROMPT):
+        """Type a line; everything printed until the next prompt."""
+        self.child.send(text + "\r")
+        self.child.expect_exact(expect)
+        return self.child.before
+
+    def end(self):
+        self.child.expect(pexpect.EOF)
+        self.child.close()
+        return self.child.exitstatus
+
+
+@pytest.fixture
+def session(built, tmp_path):
+    chat = Session(built, tmp_path, "--temperature", 0, "--max-tokens", 12)
+    yield chat
+    chat.child.close(force=True)
+
+
+def test_a_conversation_with_every_command(session, tmp_path):
+    assert "nothing has been asked" in session.say("/stats")
+    first = session.say("Hello")
+    assert "cut off at the length limit" in first
+    stats = session.say("/stats")
+    assert "tokens/s" in stats
+    assert "answer 12 tokens" in stats
+    session.say("More")
+    assert "(0 from the cache)" not in session.say("/stats")
+    session.say("/regen")
+    assert "3 answers" in session.say("/stats")
+
+    for command in ("/help", "/set", "/system", "/reset"):
+        assert "error" not in session.say(command)
+    for name in ("/stats", "/reset", "/set", "/system", "/regen", "/save", "/exit"):
+        assert name in session.say("/help")
+    assert "top_k = 5" in session.say("/set top_k=5")
+    assert "max_tokens = None" in session.say("/set max-tokens=none")
+    assert "must be above 0" in session.say("/set top_p=0")
+    assert "must be a whole number" in session.say("/set seed=x")
+    assert "is no setting" in session.say("/set heat=1")
+    assert "did you mean /stats" in session.say("/stat")
+    session.say("/set max_tokens=4")
+
+    assert "new conversation" in session.say("/system Be brief.")
+    assert "Be brief." in session.say("/system")
+    session.say("Question one")
+    session.say("//slash")
+    path = tmp_path / "saved.json"
+    assert "saved to" in session.say(f"/save {path}")
+    roles = [m["role"] for m in json.loads(path.read_text())]
+    assert roles == ["system", "user", "assistant", "user", "assistant"]
+    assert json.loads(path.read_text())[3]["content"] == "/slash"
+    assert "File exists" in session.say(f"/save {path}")
+    session.say(f"/save {tmp_path / 'saved.md'}")
+    assert "## User\n\nQuestion one" in (tmp_path / "saved.md").read_text()
+    assert "needs a file name" in session.say("/save")
+    session.say("/reset")
+    assert "no answer to replace" in session.say("/regen")
+    session.child.send("/exit\r")
+    assert session.end() == 0
+
+
+def test_several_lines(session, tmp_path):
+    session.child.send("one \\\r")
+    session.say("two")
+    session.child.send('"""three\r')
+    session.say('four"""')
+    session.child.send("five\x1b\r")
+    session.say("six")
+    path = tmp_path / "lines.json"
+    session.say(f"/save {path}")
+    asked = [m["content"] for m in json.loads(path.read_text()) if m["role"] == "user"]
+    assert asked == ["one \ntwo", "three\nfour", "five\nsix"]
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(built, tmp_path):
+    chat = Session(built, tmp_path, "--seed", 1)
+    chat.say("/set temperature=0")
+    # 200 tokens of a tiny model take a moment only: interrupt until one answer was stopped.
+    for attempt in range(20):
+        chat.child.send("Hello\r")
+        time.sleep(0.005 * attempt)
+        chat.child.kill(signal.SIGINT)
+        chat.child.expect_exact(PROMPT)
+        if "(stopped)" in chat.child.before:
+            break
+        chat.say("/reset")
+    else:
+        pytest.fail("no answer was stopped")
+    saved = tmp_path / "partial.json"
+    chat.say(f"/save {saved}")
+    turns = json.loads(saved.read_text())
+    assert [t["role"] for t in turns[:1]] == ["user"]
+    chat.say("Still there?")
+    assert "tokens/s" in chat.say("/stats")
+    chat.child.send("\x03")
+    chat.child.expect_exact("Ctrl-D or /exit leaves")
+    chat.child.expect_exact(PROMPT)
+    chat.child.send("half a question\x03")
+    chat.child.expect_exact(PROMPT)
+    chat.child.send("\x04")
+    assert chat.end() == 0
+    chat.child.close(force=True)
+
+
+def test_errors_do_not_end_the_session(session):
+    assert "context window" in session.say("x " * 400)
+    assert "error" not in session.say("Hello")
+
+
+def test_inputs_are_remembered_for_the_next_session(session, built, tmp_path):
+    session.say("a rare question")
+    session.child.send("\x04")
+    assert session.end() == 0
+    assert "a rare question" in (tmp_path / "mlcawq" / "chat_history").read_text()
+
+
+def test_json_needs_a_prompt(built, tmp_path):
+    child = pexpect.spawn(
+        PROGRAM[0], [*PROGRAM[1:], str(built), "--json"], encoding="utf-8", timeout=60
+    )
+    child.expect_exact("--json goes with --prompt")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 2
