@@ -8,7 +8,7 @@ changes what the model computes and that is not understood is an error, never a 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,17 @@ class ModelConfig:
     dtype: str
     quantization: AwqConfig | None
     raw: dict[str, Any]
+
+
+def computed_settings(config: ModelConfig) -> dict[str, Any]:
+    """The fields that decide what a model computes, as JSON gives them back.
+
+    A compiled library records them, so that it is never run for a config with others.
+    """
+    apart = ("architectures", "max_position_embeddings", "dtype", "quantization", "raw")
+    values = {key: value for key, value in asdict(config).items() if key not in apart}
+    plain: dict[str, Any] = json.loads(json.dumps(values))
+    return plain
 
 
 def load_json(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ mlc-chat-config.json says how the model is driven, tensor-cache.json what weight
 the library's `_metadata` what the compiled code expects. Where they disagree the model would
 compute something else, silently; so every disagreement is an error here. The rules hold for
 folders by mlc_llm as well, which write no "weight_layout" (it is "autoawq" then) and no
-"model_config" into the metadata.
+"architecture" into the metadata.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mlcawq.checkpoint.config import computed_settings, parse_config
 from mlcawq.engine.conversation import Conversation
 from mlcawq.errors import Problem, UserError, raise_all
 
@@ -27,11 +28,6 @@ DEFAULT_LAYOUT = "autoawq"
 DEVICES = ("cuda", "rocm", "metal", "vulkan", "webgpu", "opencl", "cpu")
 _TARGET_ALIASES = {"llvm": "cpu", "wgpu": "webgpu"}
 _SUFFIXES = (".so", ".dylib", ".dll")
-
-# Of "model_config" these only size buffers; changing them does not change what is computed.
-_SIZES = frozenset({"context_window_size", "prefill_chunk_size", "max_batch_size"})
-# These a compiler may fill in from others where the file leaves them out.
-_FILLED_IN = frozenset({"model_type", "rope_theta", "max_position_embeddings"})
 
 
 @dataclass(frozen=True)
@@ -140,7 +136,7 @@ def check_library(built: BuiltFolder, metadata: Mapping[str, Any], library: Path
         problems.append(Problem("the library is not one for text generation", where, _ATTENTION))
     if metadata.get("seqlen_padding_factor", 1) != 1:
         problems.append(Problem("the library wants padded sequences", where, recompile))
-    problems.extend(_model_config_problems(config, metadata, where, recompile))
+    problems.extend(_architecture_problems(config, metadata, where, recompile))
     problems.extend(_weight_problems(built, metadata, where))
     raise_all(problems)
 
@@ -148,27 +144,34 @@ def check_library(built: BuiltFolder, metadata: Mapping[str, Any], library: Path
 _ATTENTION = "only attention models with a paged KV cache can be run"
 
 
-def _model_config_problems(
+def _architecture_problems(
     config: Mapping[str, Any], metadata: Mapping[str, Any], where: str, fix: str
 ) -> list[Problem]:
-    """Differences in the architecture: what the library records of it, against the config."""
-    ours = config.get("model_config") or {}
-    theirs = metadata.get("model_config")
-    if theirs is None:
-        cache = metadata.get("kv_cache") or {}
-        names = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
-        theirs = {name: cache[name] for name in names if name in cache}
-        ours = {name: ours.get(name, value) for name, value in theirs.items()}
-        ours = {name: theirs[name] if value is None else value for name, value in ours.items()}
-    keys = sorted((set(ours) | (set(theirs) - _FILLED_IN)) - _SIZES)
+    """Differences in what is computed: what the library records of it, against the config."""
+    model = config.get("model_config") or {}
+    recorded = metadata.get("architecture")
+    if recorded is None:  # mlc_llm records the shape of the KV cache only
+        recorded = metadata.get("kv_cache") or {}
+        ours = {key: model.get(key) for key in recorded}
+        ours = {key: recorded[key] if value is None else value for key, value in ours.items()}
+    else:
+        filled = {
+            "model_type": config.get("model_type"),
+            "rope_theta": model.get("position_embedding_base"),
+            "max_position_embeddings": config.get("context_window_size"),
+        }
+        try:
+            ours = computed_settings(parse_config({**filled, **model}, f"{CONFIG}: model_config"))
+        except UserError as error:
+            return list(error.problems)
     return [
         Problem(
-            f"compiled for {key} = {theirs.get(key)!r}, but {CONFIG} says {ours.get(key)!r}",
+            f"compiled for {key} = {recorded.get(key)!r}, but {CONFIG} says {ours.get(key)!r}",
             where,
             fix,
         )
-        for key in keys
-        if ours.get(key) != theirs.get(key)
+        for key in sorted({*ours, *recorded})
+        if ours.get(key) != recorded.get(key)
     ]
 
 

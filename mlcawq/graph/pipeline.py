@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mlcawq.checkpoint.config import ModelConfig
+from mlcawq.checkpoint.config import ModelConfig, computed_settings
 from mlcawq.families import find_family
 from mlcawq.graph._tvm import IRModule, PrimFunc, Target, nn, relax, tirx, tvm
 from mlcawq.graph.decoder import CausalLM
@@ -34,11 +34,14 @@ def library_metadata(
     settings: CompileSettings,
     parameters: Parameters,
 ) -> dict[str, Any]:
-    """What `_metadata` tells an engine: MLC's keys, and the layout of the weights."""
+    """What `_metadata` tells an engine: MLC's keys, the layout of the weights, and what else the
+    code was compiled for ("architecture").
+    """
     return {
         "model_type": find_family(config).mlc_model_type,
         "quantization": quantization.name,
         "weight_layout": quantization.weight_layout,
+        "architecture": computed_settings(config),
         "context_window_size": settings.context_window_size,
         "sliding_window_size": -1,
         "attention_sink_size": -1,

@@ -128,13 +128,28 @@ def test_a_library_for_another_config(own_built, changes, parts):
     refused(own_built, "lib-cpu.so", *parts)
 
 
-def test_an_architecture_edited_after_compiling(own_built):
+@pytest.mark.parametrize(
+    ("changes", "keys"),
+    [
+        ({"num_attention_heads": 8, "head_dim": 16}, ["head_dim", "num_attention_heads"]),
+        ({"rope_theta": 5000, "rope_parameters": None}, ["rope"]),
+        ({"rms_norm_eps": 1e-3}, ["rms_norm_eps"]),
+    ],
+)
+def test_an_architecture_edited_after_compiling(own_built, changes, keys):
     config = json.loads((own_built / "mlc-chat-config.json").read_text())
-    edit(
-        own_built / "mlc-chat-config.json",
-        model_config={**config["model_config"], "num_attention_heads": 8, "head_dim": 16},
-    )
-    refused(own_built, "num_attention_heads", "head_dim", problems=2)
+    model = {k: v for k, v in {**config["model_config"], **changes}.items() if v is not None}
+    edit(own_built / "mlc-chat-config.json", model_config=model)
+    refused(own_built, *(f"compiled for {key} =" for key in keys), problems=len(keys))
+
+
+def test_without_a_record_of_the_architecture_the_cache_s_shape_is_compared(built, metadata):
+    folder = read_folder(built)
+    stock = {k: v for k, v in metadata.items() if k != "architecture"}
+    check_library(folder, stock, built / "lib-cpu.so")
+    stock["kv_cache"] = {**stock["kv_cache"], "num_key_value_heads": 4}
+    with pytest.raises(UserError, match="compiled for num_key_value_heads = 4"):
+        check_library(folder, stock, built / "lib-cpu.so")
 
 
 def test_a_smaller_context_than_compiled_for_is_fine(own_built):
