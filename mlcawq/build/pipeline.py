@@ -1,0 +1,342 @@
+"""The three steps of a build, checked beforehand and put in place as one.
+
+Everything that can be known from config.json, the headers of the weights and the machine is
+checked first, and all offenders are named together. The folder is built beside its place and
+renamed into it when the library has been verified.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psutil
+
+from mlcawq.build.chat_config import CONFIG_NAME, ChatConfig, library_name, read_chat_config
+from mlcawq.build.compile import compile_model, find_compiler, resolve_target, target_name
+from mlcawq.build.convert_weight import Conversion, Progress, convert_weight
+from mlcawq.build.gen_config import GeneratedConfig, gen_config
+from mlcawq.build.verify import (
+    Mode,
+    Verification,
+    choose_mode,
+    num_parameters,
+    verify_full,
+    verify_sampled,
+)
+from mlcawq.build.weight_plan import plan_parameters
+from mlcawq.checkpoint.config import ModelConfig, read_config
+from mlcawq.checkpoint.source import require_tokenizer
+from mlcawq.checkpoint.tensors import TensorReader
+from mlcawq.checkpoint.writing import check_output, free_bytes, staged_folder
+from mlcawq.errors import Problem, UserError, raise_all
+from mlcawq.graph.settings import CompileSettings, compile_settings, infer_quantization
+
+if TYPE_CHECKING:
+    from mlcawq.graph._tvm import Target
+
+_LIBRARY_BYTES = 64 * 2**20  # room for the library and the tokenizer on the disk
+# Targets that a later version will have; asking for one is no mistake, so it gets its own answer.
+_PLANNED_TARGETS = ("cuda", "vulkan", "metal", "rocm", "webgpu", "opencl")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What `mlcawq build` was asked for; None stands for the default.
+
+    verify: True checks all layers whatever the size, False nothing, None by size.
+    """
+
+    target: str = "cpu"
+    quantization: str | None = None
+    conv_template: str | None = None
+    context_window_size: int | None = None
+    prefill_chunk_size: int | None = None
+    max_batch_size: int | None = None
+    verify: bool | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What was built. bits_per_parameter counts scales and zeros in; library: file name."""
+
+    folder: Path
+    quantization: str
+    parameters: int
+    weight_bytes: int
+    bits_per_parameter: float
+    library: str
+    library_bytes: int
+    sizes: CompileSettings
+    conv_template: str
+    template_differences: int
+    verification: Verification | None
+
+    def as_json(self) -> dict[str, Any]:
+        out = asdict(self)
+        out["folder"] = str(self.folder)
+        out["verification"] = self.verification.as_json() if self.verification else None
+        return out
+
+
+class Reporter:
+    """Where progress goes. The base class is silent; the command line has one that prints."""
+
+    def stage(self, text: str) -> None:
+        """A step begins."""
+
+    def message(self, text: str) -> None:
+        """Something that the user should read."""
+
+    def weights(self, name: str, done: int, total: int) -> None:
+        """Bytes of weights written."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A build that may begin."""
+
+    config: ModelConfig
+    quantization: str
+    sizes: CompileSettings
+    target: Target
+    mode: Mode
+
+
+def build(
+    checkpoint: Path, out: Path, request: BuildRequest, reporter: Reporter | None = None
+) -> BuildResult:
+    """Checkpoint folder -> model folder `out`, whole and verified, or not at all.
+
+    Raises UserError for everything that is wrong beforehand, and when the library's logits are
+    not the checkpoint's.
+    """
+    reporter = reporter or Reporter()
+    checkpoint, out = Path(checkpoint), Path(out)
+    checked = check(checkpoint, out, request)
+    with staged_folder(out, overwrite=request.overwrite) as stage:
+        reporter.stage("config and tokenizer")
+        generated = gen_config(
+            checkpoint,
+            stage,
+            checked.quantization,
+            request.conv_template,
+            **asdict(checked.sizes),
+        )
+        for text in generated.messages:
+            reporter.message(text)
+        reporter.stage("weights")
+        conversion = convert_weight(
+            checkpoint, stage, checked.quantization, progress=reporter.weights
+        )
+        library = stage / library_name(target_name(checked.target))
+        _compile(read_chat_config(stage), library, checked.target, reporter)
+        verification = _verify(stage, checkpoint, checked, request.target, reporter)
+        return _result(out, checked, generated, conversion, library, verification)
+
+
+def check(checkpoint: Path, out: Path, request: BuildRequest) -> Checked:
+    """All that can be known before any work. Raises one UserError naming every problem."""
+    problems: list[Problem] = []
+    collect = _Collector(problems)
+    collect(lambda: check_output(out, overwrite=request.overwrite))
+    if out.resolve() == checkpoint.resolve():
+        problems.append(
+            Problem("the output would replace the checkpoint", str(out), "choose another -o")
+        )
+    collect(find_compiler)
+    target = collect(lambda: build_target(request.target))
+    collect(lambda: require_tokenizer(checkpoint))
+    config = collect(lambda: read_config(checkpoint))
+    reader = collect(lambda: TensorReader(checkpoint))
+    if config is None:
+        raise UserError(*problems)
+    kind = collect(lambda: infer_quantization(config, request.quantization))
+    sizes = collect(
+        lambda: compile_settings(
+            config,
+            request.context_window_size,
+            request.prefill_chunk_size,
+            request.max_batch_size,
+        )
+    )
+    mode = choose_mode(config, request.verify)
+    if kind is not None and reader is not None:
+        plan = collect(lambda: plan_parameters(config, kind, reader))
+        weights = sum(parameter.nbytes for parameter in plan or ())
+        problems += _disk_problems(out, weights)
+        if mode != "off":
+            problems += _memory_problems(config, weights)
+    raise_all(problems)
+    assert kind is not None
+    assert sizes is not None
+    assert target is not None
+    return Checked(config, kind.name, sizes, target, mode)
+
+
+def build_target(name: str) -> Target:
+    """TVM's target for --target. Raises UserError for kinds that this version lacks kernels for."""
+    if name.partition(":")[0] in _PLANNED_TARGETS:
+        raise UserError.one(
+            f"target {name} is not supported by this version: it builds for the CPU only",
+            "--target",
+            "use --target cpu",
+        )
+    return resolve_target(name)
+
+
+def generate_config(checkpoint: Path, out: Path, request: BuildRequest) -> GeneratedConfig:
+    """The step gen-config into a folder that may hold other parts of a build.
+
+    Files are put in place one by one when all of them are there, the config last.
+    """
+    out = Path(out).absolute()
+    if out.is_file():
+        raise UserError.one("is a file; a folder is written here", str(out), "choose another -o")
+    if out.resolve() == Path(checkpoint).resolve():
+        raise UserError.one("the output is the checkpoint", str(out), "choose another -o")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.parent) as name:
+        stage = Path(name)
+        generated = gen_config(
+            checkpoint,
+            stage,
+            request.quantization,
+            request.conv_template,
+            context_window_size=request.context_window_size,
+            prefill_chunk_size=request.prefill_chunk_size,
+            max_batch_size=request.max_batch_size,
+        )
+        out.mkdir(exist_ok=True)
+        for file in sorted(stage.iterdir(), key=lambda file: file.name == CONFIG_NAME):
+            os.replace(file, out / file.name)
+    return generated
+
+
+def compile_folder(
+    path: Path, out: Path | None, target: str, reporter: Reporter | None = None
+) -> Path:
+    """The step compile: mlc-chat-config.json (or its folder) -> library; returns the library.
+
+    out: the library's path, by default lib-<target>.so beside the config.
+    Raises UserError when the config, the target or the machine does not allow it.
+    """
+    problems: list[Problem] = []
+    collect = _Collector(problems)
+    config = collect(lambda: read_chat_config(path))
+    resolved = collect(lambda: build_target(target))
+    collect(find_compiler)
+    raise_all(problems)
+    assert config is not None
+    assert resolved is not None
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    library = out or folder / library_name(target_name(resolved))
+    if library.is_dir():
+        raise UserError.one("is a folder; a library is one file", str(library), "choose another -o")
+    _compile(config, library, resolved, reporter or Reporter())
+    return library
+
+
+def _compile(config: ChatConfig, library: Path, target: Target, reporter: Reporter) -> None:
+    compile_model(
+        config.model,
+        library,
+        target,
+        config.quantization,
+        **asdict(config.sizes),
+        progress=lambda stage: reporter.stage(f"library: {stage}"),
+    )
+
+
+def _verify(
+    stage: Path, checkpoint: Path, checked: Checked, target: str, reporter: Reporter
+) -> Verification | None:
+    if checked.mode == "off":
+        return None
+    reporter.stage("verification")
+    if checked.mode == "full":
+        return verify_full(stage, checkpoint)
+    return verify_sampled(
+        stage, checkpoint, target, lambda text: reporter.stage(f"verification: {text}")
+    )
+
+
+def _result(
+    out: Path,
+    checked: Checked,
+    generated: GeneratedConfig,
+    conversion: Conversion,
+    library: Path,
+    verification: Verification | None,
+) -> BuildResult:
+    return BuildResult(
+        folder=out,
+        quantization=checked.quantization,
+        parameters=num_parameters(checked.config),
+        weight_bytes=conversion.total_bytes,
+        bits_per_parameter=conversion.bits_per_parameter,
+        library=library.name,
+        library_bytes=library.stat().st_size,
+        sizes=checked.sizes,
+        conv_template=str(generated.template.conversation.name),
+        template_differences=len(generated.template.differences),
+        verification=verification,
+    )
+
+
+def _disk_problems(out: Path, weights: int) -> list[Problem]:
+    needed, free = weights + _LIBRARY_BYTES, free_bytes(out)
+    if free >= needed:
+        return []
+    what = f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free"
+    return [Problem(what, str(out), "free some space, or choose another -o")]
+
+
+def _memory_problems(config: ModelConfig, weights: int) -> list[Problem]:
+    """Verification holds the library's weights, one block and slices of the head in float32."""
+    blocks = max(config.num_hidden_layers, 1)
+    needed = weights + 4 * num_parameters(config) // blocks + 2**30
+    available = psutil.virtual_memory().available
+    if available >= needed:
+        return []
+    return [
+        Problem(
+            f"verification needs {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are "
+            "available",
+            "",
+            "close other programs, or pass --no-verify to build without comparing the logits",
+        )
+    ]
+
+
+class _Collector:
+    """Runs checks one after another and gathers what they raise."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+
+    def __call__(self, check: Callable[[], _T]) -> _T | None:
+        try:
+            return check()
+        except UserError as error:
+            self.problems += [p for p in error.problems if p not in self.problems]
+            return None
+
+
+__all__ = [
+    "BuildRequest",
+    "BuildResult",
+    "Progress",
+    "Reporter",
+    "build",
+    "build_target",
+    "check",
+    "compile_folder",
+    "generate_config",
+]

@@ -1,0 +1,343 @@
+"""Does the built library compute what the checkpoint computes? Logits against PyTorch in float32.
+
+The reference is the checkpoint itself, its AWQ weights dequantized, run block by block. The library
+is driven as a chat drives it: prefill on an empty and on a filled cache, decode, several sequences
+at once. Above FULL_LIMIT parameters the reference would take too long, and only a few layers are
+compared, see `verify_sampled`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from mlcawq.build.chat_config import ChatConfig, read_chat_config
+from mlcawq.build.compare_logits import LIMITS, Comparison, compare_logits
+from mlcawq.checkpoint.config import ModelConfig
+from mlcawq.engine.artifact import TOKENIZER, BuiltFolder, Shard, read_folder
+from mlcawq.engine.conversation import Conversation
+from mlcawq.engine.runtime import ModelRuntime
+from mlcawq.engine.tokenizer import ModelTokenizer
+from mlcawq.errors import Problem, UserError, raise_all
+from mlcawq.families import expected_tensors
+from mlcawq.graph.settings import CompileSettings, quantization_named
+
+FULL_LIMIT = 2_000_000_000  # parameters
+Mode = Literal["full", "sampled", "off"]
+Progress = Callable[[str], None]
+
+_TEXT = (
+    "Rivers carry water from the hills to the sea. In 1869 there were 63 known elements; "
+    "today there are 118.\n\ndef area(r):\n    return 3.14159 * r ** 2\n"
+)
+_DIALOGUE = (
+    {"role": "user", "content": "What is the capital of France?"},
+    {"role": "assistant", "content": "Paris."},
+    {"role": "user", "content": "And how do you say 'good morning' there?"},
+)
+_RANDOM_TOKENS = 144
+_LONGEST = 192  # tokens of a prompt
+_DECODED = 12  # tokens of a prompt that are decoded one by one
+_PIECES = (1, 7, 64, 33)  # sizes of the pieces in which a prompt is prefilled, in turn
+_SAMPLED_LAYERS = 3
+
+
+@dataclass(frozen=True)
+class Verification:
+    """mode: "full", or "sampled" with the indices of the layers that were compared.
+
+    limit: the relative error that was tolerated; comparisons: all that was compared.
+    """
+
+    mode: Mode
+    limit: float
+    comparisons: tuple[Comparison, ...]
+    layers: tuple[int, ...] = ()
+
+    @property
+    def worst(self) -> float:
+        """The largest relative error of any comparison."""
+        return max(comparison.relative_error for comparison in self.comparisons)
+
+    def as_json(self) -> dict[str, Any]:
+        return {**asdict(self), "worst_relative_error": self.worst}
+
+
+def num_parameters(config: ModelConfig) -> int:
+    """Parameters of the unquantized model, a tied head counted once."""
+    return sum(prod(shape) for shape in expected_tensors(config).values())
+
+
+def choose_mode(config: ModelConfig, asked: bool | None) -> Mode:
+    """asked: --verify (True), --no-verify (False), neither (None: by size)."""
+    if asked is None:
+        return "full" if num_parameters(config) < FULL_LIMIT else "sampled"
+    return "full" if asked else "off"
+
+
+def verify_full(folder: Path, checkpoint: Path) -> Verification:
+    """Compare a built folder with its checkpoint on whole prompts.
+
+    Raises UserError naming prompt, way of computing and position of every disagreement.
+    """
+    from mlcawq.checkpoint.streaming import StreamedModel
+
+    config = read_chat_config(folder)
+    built = read_folder(folder)
+    prompts = make_prompts(folder, built.conversation, config)
+    references = _reference(StreamedModel(checkpoint), list(prompts.values()))
+    runtime = ModelRuntime(built, "cpu", max_total_tokens=4 * _LONGEST)
+    comparisons = _compare_all(runtime, prompts, references, _limit(config))
+    result = Verification("full", _limit(config), tuple(comparisons))
+    _raise_faults(result, folder)
+    return result
+
+
+def verify_sampled(
+    folder: Path, checkpoint: Path, target: str, progress: Progress | None = None
+) -> Verification:
+    """Compare a model made of a few of the layers, and see that the whole library runs.
+
+    First, middle and last layer, with embedding, norm and head, are a small model of the same
+    shapes: it is compiled with the same kernels and run on the converted weights of these layers,
+    against the checkpoint's same layers in PyTorch. The full library then has to load, fit its
+    weights, and give finite logits; the wiring of its other layers is not compared.
+    Raises UserError as `verify_full`.
+    """
+    from mlcawq.build.compile import compile_model
+    from mlcawq.checkpoint.streaming import StreamedModel
+
+    say = progress or (lambda text: None)
+    config = read_chat_config(folder)
+    built = read_folder(folder)
+    layers = sample_layers(config.model.num_hidden_layers)
+    prompts = make_prompts(folder, built.conversation, config)
+    limit = _limit(config)
+    with tempfile.TemporaryDirectory(prefix="mlcawq-verify-") as scratch:
+        say(f"compiling layers {', '.join(map(str, layers))} on their own")
+        part = truncated(config.model, layers)
+        library = Path(scratch) / "lib-cpu.so"
+        sizes = CompileSettings(
+            min(config.sizes.context_window_size, 2 * _LONGEST),
+            min(config.sizes.prefill_chunk_size, _LONGEST),
+            min(config.sizes.max_batch_size, 2),
+        )
+        compile_model(part, library, target, config.quantization, **asdict(sizes))
+        say("comparing them with PyTorch")
+        references = _reference(StreamedModel(checkpoint), list(prompts.values()), layers)
+        small = sampled_folder(built, layers, library)
+        runtime = ModelRuntime(small, "cpu", max_total_tokens=4 * _LONGEST)
+        comparisons = _compare_all(runtime, prompts, references, limit)
+        del runtime
+    result = Verification("sampled", limit, tuple(comparisons), layers)
+    _raise_faults(result, folder)
+    say("running the whole library")
+    _run_whole(built, prompts)
+    return result
+
+
+def sample_layers(count: int) -> tuple[int, ...]:
+    """First, middle and last, as far as there are so many."""
+    picked = np.linspace(0, count - 1, min(count, _SAMPLED_LAYERS)).round().astype(int)
+    return tuple(sorted({int(i) for i in picked}))
+
+
+def truncated(config: ModelConfig, layers: Sequence[int]) -> ModelConfig:
+    """The model that consists of `layers` only, renumbered from 0."""
+    quantization = config.quantization
+    if quantization is not None:
+        # Names of single layers ("model.layers.7.mlp") have to follow the new numbers.
+        new = {old: i for i, old in enumerate(layers)}
+        kept = []
+        for name in quantization.modules_to_not_convert:
+            match = re.search(r"layers\.(\d+)\.", name + ".")
+            if match is None:
+                kept.append(name)
+            elif int(match[1]) in new:
+                kept.append(name.replace(f"layers.{match[1]}", f"layers.{new[int(match[1])]}", 1))
+        quantization = dataclasses.replace(quantization, modules_to_not_convert=tuple(kept))
+    return dataclasses.replace(
+        config,
+        num_hidden_layers=len(layers),
+        layer_types=tuple(config.layer_types[i] for i in layers),
+        quantization=quantization,
+    )
+
+
+def sampled_folder(built: BuiltFolder, layers: Sequence[int], library: Path) -> BuiltFolder:
+    """`built` reduced to the weights of `layers`, renumbered, with another library."""
+    new = {old: i for i, old in enumerate(layers)}
+
+    def renamed(name: str) -> str | None:
+        match = re.match(r"(.*\blayers\.)(\d+)(\..*)", name)
+        if match is None:
+            return name
+        number = new.get(int(match[2]))
+        return None if number is None else f"{match[1]}{number}{match[3]}"
+
+    shards = []
+    for shard in built.shards:
+        records = [
+            dataclasses.replace(record, name=name)
+            for record in shard.tensors
+            if (name := renamed(record.name)) is not None
+        ]
+        if records:
+            shards.append(Shard(shard.path, shard.nbytes, shard.md5, tuple(records)))
+    model = {**built.config.get("model_config", {}), "num_hidden_layers": len(layers)}
+    config = {**built.config, "model_config": model, "context_window_size": -1}
+    return dataclasses.replace(
+        built, config=config, shards=tuple(shards), libraries={"cpu": library}
+    )
+
+
+def make_prompts(
+    folder: Path, conversation: Conversation, config: ChatConfig
+) -> dict[str, list[int]]:
+    """Token ids to compare on: a text, a dialogue through the template, and random tokens."""
+    tokenizer = ModelTokenizer(folder / TOKENIZER, conversation)
+    vocabulary = min(tokenizer.size, config.model.vocab_size)
+    prompts = {"text": tokenizer.encode_plain(_TEXT)}
+    if not conversation.is_plain:
+        prompts["dialogue"] = tokenizer.encode_chat(_DIALOGUE)
+    random = np.random.default_rng(0).integers(0, vocabulary, _RANDOM_TOKENS)
+    prompts["random tokens"] = random.tolist()
+    most = min(_LONGEST, config.sizes.context_window_size)
+    return {name: ids[:most] for name, ids in prompts.items() if ids}
+
+
+def _reference(
+    model: Any, prompts: Sequence[Sequence[int]], layers: Sequence[int] | None = None
+) -> list[np.ndarray]:
+    """Logits [T, V] of each prompt by PyTorch in float32, through all layers or those given."""
+    import torch
+
+    batches = [torch.tensor([list(ids)]) for ids in prompts]
+    states = [model.embed(ids) for ids in batches]
+    for i in range(model.num_blocks) if layers is None else layers:
+        block = model.block(i)
+        states = [model.run_block(block, i, hidden) for hidden in states]
+        del block
+    return [model.head(hidden)[0].numpy() for hidden in states]
+
+
+def _compare_all(
+    runtime: ModelRuntime,
+    prompts: dict[str, list[int]],
+    references: Sequence[np.ndarray],
+    limit: float,
+) -> list[Comparison]:
+    out = []
+    for (name, ids), expected in zip(prompts.items(), references, strict=True):
+        runtime.clear()
+        runtime.add_sequence(0)
+        logits = np.concatenate(
+            [runtime.score(0, piece) for piece in _pieces(ids, runtime.score_chunk)]
+        )
+        out.append(compare_logits(logits, expected, limit, name, "prefill in pieces"))
+        out.append(_decoded(runtime, ids, expected, limit, name))
+    if len(prompts) > 1 and runtime.max_batch > 1:
+        out += _batched(runtime, prompts, references, limit)
+    runtime.clear()
+    return out
+
+
+def _decoded(
+    runtime: ModelRuntime, ids: list[int], expected: np.ndarray, limit: float, name: str
+) -> Comparison:
+    """Prefill as long as the chunk allows, then token by token."""
+    start = max(1, len(ids) - _DECODED)
+    runtime.clear()
+    runtime.add_sequence(0)
+    chunk = runtime.prefill_chunk_size
+    for at in range(0, start, chunk):
+        logits = [runtime.prefill([(0, ids[at : min(at + chunk, start)])])]
+    logits += [runtime.decode([0], [token]) for token in ids[start:]]
+    got = np.concatenate(logits)
+    return compare_logits(got, expected[start - 1 :], limit, name, "prefill and decode", start - 1)
+
+
+def _batched(
+    runtime: ModelRuntime,
+    prompts: dict[str, list[int]],
+    references: Sequence[np.ndarray],
+    limit: float,
+) -> list[Comparison]:
+    """Two sequences at once: one prefill of both, then both decoded together."""
+    names = list(prompts)[:2]
+    pair = [prompts[name] for name in names]
+    steps = min(_DECODED, *(len(ids) - 1 for ids in pair))
+    starts = [min(len(ids) - steps, runtime.prefill_chunk_size // 2) for ids in pair]
+    if steps < 1 or min(starts) < 1:
+        return []
+    runtime.clear()
+    runtime.add_sequence(0)
+    runtime.add_sequence(1)
+    logits = [runtime.prefill([(i, pair[i][: starts[i]]) for i in (0, 1)])]
+    for step in range(steps):
+        tokens = [pair[i][starts[i] + step] for i in (0, 1)]
+        logits.append(runtime.decode([0, 1], tokens))
+    return [
+        compare_logits(
+            np.stack([both[i] for both in logits]),
+            references[i][starts[i] - 1 : starts[i] + steps],
+            limit,
+            names[i],
+            "two sequences at once",
+            starts[i] - 1,
+        )
+        for i in (0, 1)
+    ]
+
+
+def _pieces(ids: list[int], most: int) -> list[list[int]]:
+    out: list[list[int]] = []
+    at = 0
+    while at < len(ids):
+        size = min(_PIECES[len(out) % len(_PIECES)], most)
+        out.append(ids[at : at + size])
+        at += size
+    return out
+
+
+def _run_whole(built: BuiltFolder, prompts: dict[str, list[int]]) -> None:
+    runtime = ModelRuntime(built, "cpu", max_batch=1, max_total_tokens=2 * _LONGEST)
+    ids = next(iter(prompts.values()))[: runtime.prefill_chunk_size]
+    runtime.add_sequence(0)
+    for logits in (runtime.prefill([(0, ids)]), runtime.decode([0], [ids[-1]])):
+        if not np.isfinite(logits).all():
+            raise UserError.one(
+                "the library computes logits that are not finite", str(runtime.library), _FIX
+            )
+
+
+def _limit(config: ChatConfig) -> float:
+    return LIMITS[quantization_named(config.quantization).dtype]
+
+
+_FIX = (
+    "the compiler or this machine is at fault, not the checkpoint: try --target "
+    '\'{"kind": "llvm", "mcpu": "x86-64-v3"}\', and report it; --no-verify builds all the same'
+)
+
+
+def _raise_faults(result: Verification, folder: Path) -> None:
+    problems = [
+        Problem(
+            f"the library's logits are not the checkpoint's: {'; '.join(comparison.faults)}",
+            f"{comparison.prompt}, {comparison.path}",
+        )
+        for comparison in result.comparisons
+        if comparison.faults
+    ]
+    if problems:
+        problems[-1] = dataclasses.replace(problems[-1], fix=_FIX)
+    raise_all(problems)

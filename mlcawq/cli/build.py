@@ -1,0 +1,289 @@
+"""`mlcawq build` and its three steps: gen-config, convert-weight, compile."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mlcawq.build.pipeline import BuildResult, Reporter
+
+Checkpoint = Annotated[
+    str, typer.Argument(help="Hugging Face checkpoint, plain or AWQ: a folder or a hub name.")
+]
+Target = Annotated[str, typer.Option("--target", help="cpu, or a TVM target of kind llvm in JSON.")]
+Quantization = Annotated[
+    str | None,
+    typer.Option(
+        "--quantization",
+        help="q0f16, q0f32 or q4f16_autoawq[_g64|_g32].  [default: what the checkpoint is]",
+    ),
+]
+ConvTemplate = Annotated[
+    str | None,
+    typer.Option(
+        "--conv-template",
+        help="A shipped conversation template, or a JSON file.  [default: found from the model's "
+        "own chat template]",
+    ),
+]
+Context = Annotated[
+    int | None,
+    typer.Option("--context-window-size", help="Tokens of a sequence.  [default: the model's]"),
+]
+Chunk = Annotated[
+    int | None,
+    typer.Option("--prefill-chunk-size", help="Tokens of a prompt run at once.  [default: 2048]"),
+]
+Batch = Annotated[
+    int | None,
+    typer.Option("--max-batch-size", help="Sequences decoded at once.  [default: 4]"),
+]
+TrustPickle = Annotated[
+    bool,
+    typer.Option("--trust-pickle", help="Read pickle files where there are no safetensors."),
+]
+Revision = Annotated[
+    str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")]
+
+
+def build(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
+    target: Target = "cpu",
+    quantization: Quantization = None,
+    conv_template: ConvTemplate = None,
+    context_window_size: Context = None,
+    prefill_chunk_size: Chunk = None,
+    max_batch_size: Batch = None,
+    verify: Annotated[
+        bool | None,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Compare the library's logits with the checkpoint's, and fail where they differ."
+            "  [default: all layers below 2B parameters, three of them above]",
+            show_default=False,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a folder that is there.")
+    ] = False,
+    trust_pickle: TrustPickle = False,
+    revision: Revision = None,
+    json_output: Json = False,
+) -> None:
+    """Build a checkpoint into a model folder that chats: config, weights, library, verified.
+
+    The folder appears whole or not at all.
+    """
+    from mlcawq.build.pipeline import BuildRequest
+    from mlcawq.build.pipeline import build as run
+    from mlcawq.checkpoint.source import resolve
+
+    request = BuildRequest(
+        target=target,
+        quantization=quantization,
+        conv_template=conv_template,
+        context_window_size=context_window_size,
+        prefill_chunk_size=prefill_chunk_size,
+        max_batch_size=max_batch_size,
+        verify=verify,
+        overwrite=overwrite,
+    )
+    folder = resolve(checkpoint, trust_pickle=trust_pickle, revision=revision)
+    with _Progress() as progress:
+        result = run(folder, out, request, progress.reporter())
+    if json_output:
+        print(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
+    else:
+        print("\n".join(_summary(result)))
+
+
+def gen_config(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")],
+    quantization: Quantization = None,
+    conv_template: ConvTemplate = None,
+    context_window_size: Context = None,
+    prefill_chunk_size: Chunk = None,
+    max_batch_size: Batch = None,
+    trust_pickle: TrustPickle = False,
+    revision: Revision = None,
+    json_output: Json = False,
+) -> None:
+    """Write mlc-chat-config.json and the tokenizer files: step 1 of a build."""
+    from mlcawq.build.pipeline import BuildRequest, generate_config
+    from mlcawq.checkpoint.source import resolve
+
+    request = BuildRequest(
+        quantization=quantization,
+        conv_template=conv_template,
+        context_window_size=context_window_size,
+        prefill_chunk_size=prefill_chunk_size,
+        max_batch_size=max_batch_size,
+    )
+    folder = resolve(checkpoint, trust_pickle=trust_pickle, revision=revision)
+    generated = generate_config(folder, out, request)
+    for message in generated.messages:
+        print(message, file=sys.stderr)
+    if json_output:
+        print(json.dumps(generated.config, indent=2, ensure_ascii=False))
+    else:
+        print(out / "mlc-chat-config.json")
+
+
+def convert_weight(
+    checkpoint: Checkpoint,
+    out: Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")],
+    quantization: Quantization = None,
+    trust_pickle: TrustPickle = False,
+    revision: Revision = None,
+    json_output: Json = False,
+) -> None:
+    """Convert the weights to tensor-cache.json and params_shard_*.bin: step 2 of a build."""
+    from dataclasses import asdict
+
+    from mlcawq.build.convert_weight import convert_weight as run
+    from mlcawq.checkpoint.source import resolve
+
+    folder = resolve(checkpoint, trust_pickle=trust_pickle, revision=revision)
+    with _Progress() as progress:
+        conversion = run(folder, out, quantization, progress=progress.reporter().weights)
+    if json_output:
+        print(json.dumps({"folder": str(out), **asdict(conversion)}, indent=2))
+    else:
+        print(
+            f"{out / 'tensor-cache.json'}: {conversion.num_parameters} tensors, "
+            f"{_size(conversion.total_bytes)}, {conversion.quantization}"
+        )
+
+
+def compile_(
+    model: Annotated[
+        Path, typer.Argument(help="A folder with mlc-chat-config.json, or that file.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--output", help="The library.  [default: lib-<target>.so in the folder]"
+        ),
+    ] = None,
+    target: Target = "cpu",
+    json_output: Json = False,
+) -> None:
+    """Compile the model library for a target: step 3 of a build."""
+    from mlcawq.build.pipeline import compile_folder
+
+    with _Progress() as progress:
+        library = compile_folder(model, out, target, progress.reporter())
+    if json_output:
+        content = {"library": str(library), "bytes": library.stat().st_size, "target": target}
+        print(json.dumps(content, indent=2))
+    else:
+        print(f"{library}: {_size(library.stat().st_size)}")
+
+
+class _Progress:
+    """Stages and a bar of the weights on stderr; plain lines where that is no terminal."""
+
+    def __enter__(self) -> _Progress:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
+        from rich.progress import TimeElapsedColumn as Elapsed
+
+        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            Elapsed(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._bar.start()
+        self._task: Any = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def reporter(self) -> Reporter:
+        from mlcawq.build.pipeline import Reporter
+
+        progress = self
+
+        class Console(Reporter):
+            def stage(self, text: str) -> None:
+                progress.stage(text)
+
+            def message(self, text: str) -> None:
+                progress.console.print(text, markup=False)
+
+            def weights(self, name: str, done: int, total: int) -> None:
+                progress.weights(done, total)
+
+        return Console()
+
+    def stage(self, text: str) -> None:
+        self._end_task()
+        if self.console.is_terminal:
+            self._task = self._bar.add_task(text, total=None)
+        else:
+            self.console.print(f"{text} ...", markup=False)
+
+    def weights(self, done: int, total: int) -> None:
+        if self._task is None:
+            self._task = self._bar.add_task("weights", total=total)
+        self._bar.update(self._task, completed=done, total=total)
+
+    def _end_task(self) -> None:
+        if self._task is not None:
+            self._bar.remove_task(self._task)
+            self._task = None
+
+
+def _summary(result: BuildResult) -> list[str]:
+    sizes = result.sizes
+    lines = [
+        f"built      {result.folder}",
+        f"model      {result.parameters / 1e6:.1f} M parameters, {result.quantization}, "
+        f"{result.bits_per_parameter:.2f} bits a parameter",
+        f"weights    {_size(result.weight_bytes)}",
+        f"library    {result.library}, {_size(result.library_bytes)}; context "
+        f"{sizes.context_window_size}, prefill chunk {sizes.prefill_chunk_size}, "
+        f"batch {sizes.max_batch_size}",
+        f"template   {result.conv_template}"
+        + (
+            f" (differs from the model's own in {result.template_differences} test dialogues)"
+            if result.template_differences
+            else ""
+        ),
+    ]
+    verification = result.verification
+    if verification is None:
+        lines.append("verified   no (--no-verify)")
+    else:
+        layers = (
+            f"layers {', '.join(map(str, verification.layers))}"
+            if verification.layers
+            else "all layers"
+        )
+        lines.append(
+            f"verified   {layers} against PyTorch: relative error of the logits at most "
+            f"{verification.worst:.1e} (limit {verification.limit:g})"
+        )
+    return [*lines, f"next       mlcawq chat {result.folder}"]
+
+
+def _size(count: int) -> str:
+    if count < 1e9:
+        return f"{count / 1e6:.1f} MB"
+    return f"{count / 1e9:.2f} GB"
