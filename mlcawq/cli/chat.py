@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mlcawq.engine.engine import Delta
     from mlcawq.engine.session import ChatSession
 
+# Ctrl-C waits for the pass that is running: on a slow CPU this is the longest wait.
+_CHUNK_SIZE = 128
 _OWN_DEFAULT = "  [default: the model's]"
 
 
@@ -143,7 +145,7 @@ def _load(
 
     if not quiet:
         print(f"loading {folder} …", file=sys.stderr)
-    engine = Engine(folder, device, library=library, max_batch=1)
+    engine = Engine(folder, device, library=library, max_batch=1, chunk_size=_CHUNK_SIZE)
     session = ChatSession(engine, engine.default_params.override(**options))
     if session.is_plain:
         engine.notes.append("this model has no chat template: it continues your text as it stands")

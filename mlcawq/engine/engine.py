@@ -94,6 +94,8 @@ class Engine:
     max_batch: requests that run at once; the library's own limit by default.
     max_total_tokens: size of the KV cache in tokens; by default room for max_batch full
     contexts, or what memory allows.
+    chunk_size: tokens in one prefill pass at most; the library's own limit by default. Between
+    passes other requests decode, and an answer can be given up.
     library: the compiled library, when it is not in the folder.
 
     Raises UserError when the folder is incomplete, damaged, or its parts do not fit together.
@@ -106,6 +108,7 @@ class Engine:
         *,
         max_batch: int | None = None,
         max_total_tokens: int | None = None,
+        chunk_size: int | None = None,
         library: str | Path | None = None,
     ) -> None:
         built = read_folder(Path(folder), Path(library) if library is not None else None)
@@ -140,7 +143,7 @@ class Engine:
         self._scheduler = Scheduler(
             self._store,
             max_batch=self._runtime.max_batch,
-            chunk_size=self._runtime.prefill_chunk_size,
+            chunk_size=min(self._runtime.prefill_chunk_size, chunk_size or 2**31),
         )
         self._requests: dict[int, Request] = {}
         self._next_request = 0

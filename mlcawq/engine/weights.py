@@ -14,7 +14,7 @@ import tvm
 from mlcawq.engine.artifact import Shard, TensorRecord
 from mlcawq.errors import Problem, raise_all
 
-_AHEAD = 3  # shards read and hashed while earlier ones are copied to the device
+_AHEAD = 2  # shards read and hashed while earlier ones are copied to the device
 
 
 def load_weights(shards: Sequence[Shard], names: Iterable[str], device: Any) -> list[Any]:

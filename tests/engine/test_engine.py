@@ -212,6 +212,14 @@ def test_the_model_s_own_end_stops_unless_ignored(engine):
     assert (ids, text, last.finish_reason) == ([end] * 5, "", "length")
 
 
+def test_a_long_prompt_in_small_chunks_can_be_watched(built, reference):
+    engine = Engine(built, chunk_size=16)
+    prompt = random_ids(9, 100)
+    deltas = list(engine.generate(prompt, GREEDY))
+    assert [d.token_ids for d in deltas[:6]] == [()] * 6
+    assert_greedy(reference, prompt, [i for d in deltas for i in d.token_ids])
+
+
 def test_closing_an_answer_frees_its_place(built):
     engine = Engine(built, max_batch=1)
     deltas = engine.generate(random_ids(1, 100), GREEDY)
