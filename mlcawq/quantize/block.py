@@ -20,7 +20,7 @@ from mlcawq.quantize.statistics import BlockStatistics, InputStatistics
 
 Arguments = Callable[[int, int], dict[str, Any]]
 _PROBE_LENGTH = 256  # tokens of each sequence that judges an attention
-_JUDGED_TOKENS = 1024  # that reported errors are measured on, at least
+_JUDGED_TOKENS = 512  # that reported errors are measured on, at least
 
 
 @dataclass(frozen=True)

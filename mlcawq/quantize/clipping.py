@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import torch
 
-from mlcawq.quantize.integer import IntegerGrid, chunks
+from mlcawq.quantize.integer import IntegerGrid, Part, chunks
+from mlcawq.quantize.parallel import for_each
 from mlcawq.quantize.recipe import ClipRecipe
 
 
@@ -25,8 +26,11 @@ def search_clipping(
     grouped = grid.grouped(weight)
     scale = torch.empty(grouped.shape[0], 1, grouped.shape[2])
     zero = torch.empty_like(scale)
-    for part in chunks(grouped.shape):
+
+    def work(part: Part) -> None:
         scale[part], zero[part] = _Search(grouped[part], gram[part[0]], grid).run(recipe)
+
+    for_each(work, chunks(grouped.shape))
     return scale, zero
 
 

@@ -12,12 +12,16 @@ from dataclasses import dataclass
 
 import torch
 
+from mlcawq.quantize.parallel import for_each
+
+Part = tuple[slice, slice, slice]
+
 # The smallest scale: 2^-20 is a float16 subnormal with four significant bits left. A group whose
 # weights are all below about 7e-6 is treated as if it reached that far.
 SMALLEST_SCALE = 2.0**-20
 LARGEST_SCALE = 65504.0  # of float16
 # Elements worked on at a time: small enough that a chunk of float32 stays in a core's cache.
-CHUNK = 1 << 19
+CHUNK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -75,10 +79,14 @@ class IntegerGrid:
 
         weight, out: [K/G, G, N].
         """
-        for part in chunks(weight.shape):
+
+        def work(part: Part) -> None:
             given = weight[part]
             low, high = given.amin(1, keepdim=True), given.amax(1, keepdim=True)
-            self.values_(given, *self.parameters(low, high), out=out[part])
+            scale, zero = self.parameters(low, high)
+            self.values_(given, scale, zero, out=out[part])
+
+        for_each(work, chunks(weight.shape))
         return out
 
 
@@ -104,11 +112,14 @@ def quantize_weight(
     """Round `weight` float32 [K, N] with given parameters [K/G, 1, N]."""
     grouped = grid.grouped(weight)
     codes = torch.empty_like(grouped, dtype=torch.uint8)
-    for part in chunks(grouped.shape):
+
+    def work(part: Part) -> None:
         floats = torch.empty_like(grouped[part])
         codes[part] = grid.codes_(grouped[part], scale[part], zero[part], out=floats).to(
             torch.uint8
         )
+
+    for_each(work, chunks(grouped.shape))
     return QuantizedWeight(
         codes.reshape(weight.shape),
         scale.squeeze(1).to(torch.float16),
@@ -123,7 +134,7 @@ def full_range(weight: torch.Tensor, grid: IntegerGrid) -> tuple[torch.Tensor, t
     return grid.parameters(grouped.amin(1, keepdim=True), grouped.amax(1, keepdim=True))
 
 
-def chunks(shape: torch.Size) -> Iterator[tuple[slice, ...]]:
+def chunks(shape: torch.Size) -> Iterator[Part]:
     """Index tuples that cut [K/G, G, N] along groups and columns into parts of about CHUNK."""
     groups, size, columns = shape
     width = min(columns, max(256, CHUNK // size))

@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from mlcawq.errors import UserError
-from mlcawq.quantize.integer import IntegerGrid, chunks
+from mlcawq.quantize.integer import IntegerGrid, Part, chunks
+from mlcawq.quantize.parallel import for_each
 from mlcawq.quantize.recipe import ScaleRecipe
 
-_FINALISTS = 3
+_FINALISTS = 2
 _TINY = 1e-4
 
 
@@ -98,10 +99,14 @@ def scaled_rounded_(
         return torch.mul(weight, scale.unsqueeze(1), out=out)
     grouped, result = grid.grouped(weight), grid.grouped(out)
     rows = scale.view(-1, grid.group_size, 1)
-    for part in chunks(grouped.shape):
+
+    def work(part: Part) -> None:
         scaled = grouped[part] * rows[part[0]]
         low, high = scaled.amin(1, keepdim=True), scaled.amax(1, keepdim=True)
-        grid.values_(scaled, *grid.parameters(low, high), out=result[part])
+        lattice, zero = grid.parameters(low, high)
+        grid.values_(scaled, lattice, zero, out=result[part])
+
+    for_each(work, chunks(grouped.shape))
     return out
 
 
@@ -141,15 +146,23 @@ class _Candidates:
 
 def _relative_magnitude(weights: Sequence[torch.Tensor], grid: IntegerGrid) -> torch.Tensor:
     """[K]: mean over output channels of |w| relative to the largest of its group."""
-    total = torch.zeros(weights[0].shape[0])
+    total = torch.zeros(weights[0].shape[0] // grid.group_size, grid.group_size)
     for weight in weights:
-        grouped = grid.grouped(weight)
-        for part in chunks(grouped.shape):
-            magnitude = grouped[part].abs()
-            magnitude /= magnitude.amax(1, keepdim=True) + 1e-6
-            rows = grid.grouped(total.unsqueeze(1)).squeeze(2)
-            rows[part[0]] += magnitude.sum(2)
-    return total / sum(weight.shape[1] for weight in weights)
+        for part, sums in zip(*_relative_sums(grid.grouped(weight)), strict=True):
+            total[part[0]] += sums
+    return total.flatten() / sum(weight.shape[1] for weight in weights)
+
+
+def _relative_sums(grouped: torch.Tensor) -> tuple[list[Part], list[torch.Tensor]]:
+    """The chunks of [K/G, G, N], and for each the sums over N of |w| / max |w| of its group."""
+
+    def work(part: Part) -> torch.Tensor:
+        magnitude = grouped[part].abs()
+        magnitude /= magnitude.amax(1, keepdim=True) + 1e-6
+        return magnitude.sum(2)
+
+    parts = list(chunks(grouped.shape))
+    return parts, for_each(work, parts)
 
 
 def _merged(channels: torch.Tensor, shared: tuple[int, int, int] | None) -> torch.Tensor:
