@@ -9,6 +9,7 @@ to write. Token ids are given as they are, so that AutoAWQ sees exactly the toke
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import resource
 import sys
@@ -125,7 +126,7 @@ def quantize(job: dict[str, Any]) -> dict[str, Any]:
     return {
         "seconds": end - start,
         "cpu_seconds": cpu_after - cpu_before,
-        "block_seconds": [after - before for before, after in zip(starts, starts[1:])],  # noqa: B905, RUF007
+        "block_seconds": [after - before for before, after in itertools.pairwise(starts)],
         "packing_seconds": quantizer.packing_seconds,
         "block_rss_mib": [*quantizer.block_rss_mib[1:], rss_mib()],
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,

@@ -14,7 +14,7 @@ from mlcawq.evaluate.compare import score_windows
 from mlcawq.evaluate.scorers import open_scorer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
-from peers.outliers import add_outliers  # noqa: E402
+from peers.outliers import add_outliers
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
