@@ -133,7 +133,7 @@ def verify_sampled(
         compile_model(part, library, target, config.quantization, **asdict(sizes))
         say("comparing them with PyTorch")
         references = _reference(StreamedModel(checkpoint), list(prompts.values()), layers)
-        small = sampled_folder(built, layers, library)
+        small = sampled_folder(built, part, layers, library)
         runtime = ModelRuntime(small, "cpu", max_total_tokens=4 * _LONGEST)
         comparisons = _compare_all(runtime, prompts, references, limit)
         del runtime
@@ -164,16 +164,20 @@ def truncated(config: ModelConfig, layers: Sequence[int]) -> ModelConfig:
             elif int(match[1]) in new:
                 kept.append(name.replace(f"layers.{match[1]}", f"layers.{new[int(match[1])]}", 1))
         quantization = dataclasses.replace(quantization, modules_to_not_convert=tuple(kept))
+    types = tuple(config.layer_types[i] for i in layers)
     return dataclasses.replace(
         config,
         num_hidden_layers=len(layers),
-        layer_types=tuple(config.layer_types[i] for i in layers),
+        layer_types=types,
+        sliding_window=config.sliding_window if "sliding_attention" in types else None,
         quantization=quantization,
     )
 
 
-def sampled_folder(built: BuiltFolder, layers: Sequence[int], library: Path) -> BuiltFolder:
-    """`built` reduced to the weights of `layers`, renumbered, with another library."""
+def sampled_folder(
+    built: BuiltFolder, part: ModelConfig, layers: Sequence[int], library: Path
+) -> BuiltFolder:
+    """`built` reduced to the weights of `layers`, renumbered, with the library of `part`."""
     new = {old: i for i, old in enumerate(layers)}
 
     def renamed(name: str) -> str | None:
@@ -192,7 +196,11 @@ def sampled_folder(built: BuiltFolder, layers: Sequence[int], library: Path) -> 
         ]
         if records:
             shards.append(Shard(shard.path, shard.nbytes, shard.md5, tuple(records)))
-    model = {**built.config.get("model_config", {}), "num_hidden_layers": len(layers)}
+    model = {
+        **built.config.get("model_config", {}),
+        "num_hidden_layers": len(layers),
+        "layer_types": list(part.layer_types),
+    }
     config = {**built.config, "model_config": model, "context_window_size": -1}
     return dataclasses.replace(
         built, config=config, shards=tuple(shards), libraries={"cpu": library}

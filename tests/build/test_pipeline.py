@@ -23,9 +23,9 @@ from mlcawq.build.verify import (
     verify_full,
     verify_sampled,
 )
-from mlcawq.checkpoint.config import AwqConfig, read_config
+from mlcawq.checkpoint.config import AwqConfig, computed_settings, parse_config, read_config
 from mlcawq.checkpoint.tensors import TensorReader
-from mlcawq.engine.artifact import read_folder
+from mlcawq.engine.artifact import BuiltFolder, read_folder
 from mlcawq.errors import UserError
 
 
@@ -38,9 +38,9 @@ class Built:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """A tiny AWQ qwen3 of four layers, built with everything on."""
+    """A tiny AWQ qwen3 of three layers, built with everything on."""
     root = tmp_path_factory.mktemp("pipeline")
-    plain = make_tiny_model(root / "hf", "qwen3", layers=4, hidden=64, intermediate=128)
+    plain = make_tiny_model(root / "hf", "qwen3", layers=3, hidden=64, intermediate=128)
     checkpoint, _ = make_awq_checkpoint(plain, root / "awq", 32)
     result = build(checkpoint, root / "out", BuildRequest(context_window_size=256))
     return Built(checkpoint, root / "out", result)
@@ -83,12 +83,15 @@ def test_a_folder_is_built_and_verified(built: Built) -> None:
 WAYS = ("prefill in pieces", "prefill and decode", "two sequences at once")
 
 
-def test_sampled_layers_are_compiled_and_compared(built: Built) -> None:
+def test_sampled_layers_are_compiled_and_compared(
+    built: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "_SAMPLED_LAYERS", 2)
     said: list[str] = []
     result = verify_sampled(built.folder, built.checkpoint, "cpu", said.append)
-    assert result.layers == (0, 2, 3)
+    assert result.layers == (0, 2)
     assert 0 < result.worst < 1e-2
-    assert said[0] == "compiling layers 0, 2, 3 on their own"
+    assert said[0] == "compiling layers 0, 2 on their own"
 
 
 def change_weights(folder: Path, name: str, scale: float) -> None:
@@ -244,7 +247,7 @@ def test_the_mode_follows_the_size(built: Built, monkeypatch: pytest.MonkeyPatch
     config = read_config(built.checkpoint)
     reader = TensorReader(
         make_tiny_model(
-            built.folder.parent / "plain", "qwen3", layers=4, hidden=64, intermediate=128
+            built.folder.parent / "plain", "qwen3", layers=3, hidden=64, intermediate=128
         )
     )
     sizes = [np.prod(reader.info(name).shape) for name in reader.names]
@@ -261,6 +264,7 @@ def test_a_truncated_model_keeps_what_belongs_to_its_layers(built: Built) -> Non
     skipped = ("lm_head", "model.layers.2.mlp", "model.layers.1.self_attn")
     config = dataclasses.replace(
         config,
+        num_hidden_layers=4,
         layer_types=("full_attention", "full_attention", "sliding_attention", "full_attention"),
         quantization=AwqConfig(4, 32, True, "gemm", skipped),
     )
@@ -272,3 +276,25 @@ def test_a_truncated_model_keeps_what_belongs_to_its_layers(built: Built) -> Non
     assert sample_layers(1) == (0,)
     assert sample_layers(2) == (0, 1)
     assert sample_layers(32) == (0, 16, 31)
+
+
+def test_a_sampled_folder_is_described_as_it_is_compiled(tmp_path: Path) -> None:
+    """Windowed layers among others: what is left of them must be the same to both sides."""
+    checkpoint = make_tiny_model(
+        tmp_path / "hf",
+        "qwen2",
+        layers=4,
+        use_sliding_window=True,
+        sliding_window=256,
+        max_window_layers=3,
+    )
+    out = tmp_path / "out"
+    generated = generate_config(checkpoint, out, BuildRequest())
+    config = read_config(checkpoint)
+    assert config.layer_types.count("sliding_attention") == 1
+    whole = BuiltFolder(out, generated.config, generated.template.conversation, (), {})
+    for layers in ((0, 2, 3), (0, 1)):
+        part = truncated(config, layers)
+        small = verify.sampled_folder(whole, part, layers, out / "lib-cpu.so")
+        described = parse_config(small.config["model_config"])
+        assert computed_settings(described) == computed_settings(part)
