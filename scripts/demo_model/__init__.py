@@ -1,0 +1,1 @@
+"""Everything that makes demo/model from the text in demo/: wordings, prose, tokenizer, training."""
