@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import signal
 import sys
@@ -95,6 +96,9 @@ def chat(
 
     from mlcawq.engine.sampling import SamplingParams
 
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A terminal that lacks a character gets a question mark, and the answer goes on.
+        sys.stdout.reconfigure(errors="replace")
     options = {
         "temperature": temperature,
         "top_p": top_p,
@@ -121,7 +125,13 @@ def chat(
 
 
 def _one_prompt(prompt: str | None) -> str:
-    text = sys.stdin.read().removesuffix("\n") if prompt in (None, "-") else str(prompt)
+    try:
+        text = sys.stdin.read().removesuffix("\n") if prompt in (None, "-") else str(prompt)
+        text.encode()  # bytes of the command line that are no UTF-8 have become surrogates
+    except UnicodeError:
+        raise UserError.one(
+            "the prompt is not valid UTF-8 text", fix="convert it, for example with iconv"
+        ) from None
     if not text:
         raise UserError.one("the prompt is empty", fix="give --prompt TEXT, or text on stdin")
     return text

@@ -73,6 +73,8 @@ class SamplingParams:
             "frequency_penalty",
         )
         given = {name: config[name] for name in names if config.get(name) is not None}
+        if given.get("top_k") == -1:  # vLLM's way to write that it is off
+            given["top_k"] = 0
         try:
             return cls(**given)
         except UserError as error:

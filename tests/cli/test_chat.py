@@ -94,6 +94,25 @@ def test_the_prompt_may_come_from_stdin(run, built):
     assert "prompt is empty" in run(*options, "--prompt", "", code=1).stderr
 
 
+def test_bytes_that_are_no_text(built):
+    command = [*PROGRAM, str(built)]
+    for extra, stdin in (([], b"caf\xe9"), ([b"--prompt", b"caf\xe9"], b"")):
+        result = subprocess.run([*command, *extra], input=stdin, capture_output=True, check=False)
+        assert result.returncode == 1
+        assert b"not valid UTF-8" in result.stderr
+
+
+def test_a_terminal_without_the_characters_of_an_answer(built):
+    result = subprocess.run(
+        [*PROGRAM, str(built), "--prompt", "Hello", "--temperature", "0", "--max-tokens", "12"],
+        env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=False,
+    )
+    assert result.returncode == 0
+    assert b"?" in result.stdout
+
+
 def test_sampling_options_reach_the_sampler(document, built):
     base = (built, "--prompt", "Hello", "--max-tokens", 16)
     seeded = [document(*base, "--seed", s)["answer"] for s in (1, 1, 2)]

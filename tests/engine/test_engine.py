@@ -1,13 +1,14 @@
 """The engine on a really built model, against PyTorch and against itself alone."""
 
 import json
+import random
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from mlcawq.engine.engine import Engine
 from mlcawq.engine.sampling import SamplingParams
@@ -92,6 +93,59 @@ def test_a_chat_is_encoded_with_the_template_and_decoded_to_its_text(engine, ref
     assert last.stats.prompt_tokens == len(prompt)
     assert last.stats.completion_tokens == len(ids)
     assert last.stats.decode_tokens_per_second > 0
+
+
+def test_a_chat_has_the_ids_of_transformers(engine, checkpoint):
+    hugging_face = AutoTokenizer.from_pretrained(checkpoint)
+    texts = ("Hi", "", "  two\n\nlines \n", "Größe 東京 🙂", "<think>", "1+1=2; don't!")
+    for count in (1, 3, 5):
+        roles = ("user", "assistant", "user", "assistant", "user")
+        for shift in range(len(texts)):
+            messages = [
+                {"role": role, "content": texts[(shift + i) % len(texts)]}
+                for i, role in enumerate(roles[:count])
+            ]
+            for system in ([], [{"role": "system", "content": "Be brief."}]):
+                expected = hugging_face.apply_chat_template(
+                    [*system, *messages], add_generation_prompt=True, return_dict=False
+                )
+                assert engine.encode([*system, *messages]) == expected
+
+
+def test_random_load_answers_as_pytorch_does(built, reference):
+    """Requests that share beginnings come and go while the cache is too small for them."""
+    preemptions = checked = 0
+    for seed in range(6):
+        rng = random.Random(seed)
+        engine = Engine(
+            built,
+            max_total_tokens=rng.choice([256, 320, 400]),
+            chunk_size=rng.choice([5, 16, 32]),
+            max_batch=rng.choice([2, 3, 4]),
+        )
+        beginnings = [random_ids(1000 * seed + i, 100) for i in range(3)]
+        prompts, answers, left = {}, {}, 20
+        while left or engine.has_work:
+            if left and rng.random() < 0.4:
+                prompt = rng.choice(beginnings)[: rng.randrange(1, 100)] + random_ids(left, 5)
+                if answers and rng.random() < 0.4:  # the next turn of an earlier one
+                    earlier = rng.choice(list(answers))
+                    prompt = prompts[earlier] + answers[earlier] + prompt[:8]
+                params = GREEDY.override(max_tokens=rng.randrange(1, 60))
+                number = engine.add_request(prompt[:180], params)
+                prompts[number], answers[number] = prompt[:180], []
+                left -= 1
+            for delta in engine.step():
+                answers[delta.request] += delta.token_ids
+            if rng.random() < 0.03:
+                engine.abort(rng.choice(list(prompts) or [0]))
+        preemptions += engine._scheduler.preemptions
+        for number, ids in answers.items():
+            if ids:
+                assert_greedy(reference, prompts[number], ids)
+                checked += 1
+    assert preemptions > 0
+    assert checked > 80
 
 
 def test_many_requests_together_answer_as_alone(built, reference):

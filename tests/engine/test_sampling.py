@@ -169,5 +169,6 @@ def test_every_bad_parameter_is_named_at_once():
 def test_defaults_and_overrides():
     params = SamplingParams.from_config({"temperature": 0.7, "top_p": None, "top_k": 20})
     assert (params.temperature, params.top_p, params.top_k) == (0.7, 1.0, 20)
+    assert SamplingParams.from_config({"top_k": -1}).top_k == 0
     assert params.override(temperature=0.0, top_k=None).temperature == 0.0
     assert params.override(temperature=0.0, top_k=None).top_k == 20
