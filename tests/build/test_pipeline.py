@@ -27,6 +27,7 @@ from mlcawq.checkpoint.config import AwqConfig, computed_settings, parse_config,
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.engine.artifact import BuiltFolder, read_folder
 from mlcawq.errors import UserError
+from mlcawq.inspection import describe
 
 
 @dataclasses.dataclass
@@ -92,6 +93,18 @@ def test_sampled_layers_are_compiled_and_compared(
     assert result.layers == (0, 2)
     assert 0 < result.worst < 1e-2
     assert said[0] == "compiling layers 0, 2 on their own"
+
+
+def test_what_was_built_is_recognised(built: Built) -> None:
+    folder = describe(built.folder)
+    assert folder.kind == "an MLC model folder"
+    assert folder.problems == []
+    assert folder.facts["library for cpu"].endswith("; fits")
+    assert folder.facts["bits a parameter"] == round(built.result.bits_per_parameter, 3)
+    library = describe(built.folder / "lib-cpu.so")
+    assert library.kind == "a compiled model library"
+    assert library.facts["quantization"] == "q4f16_autoawq_g32"
+    assert {"embed", "prefill", "batch_decode"} <= set(library.facts["functions"])
 
 
 def change_weights(folder: Path, name: str, scale: float) -> None:
