@@ -12,7 +12,7 @@ running requests together.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,7 +61,7 @@ class Delta:
 
     text may be empty while a character or a possible stop string is incomplete.
     finish_reason: None while it goes on; "stop" at a stop token or string; "length" at
-    max_tokens or the end of the context window; "abort" when it was given up.
+    max_tokens or the end of the context window.
     """
 
     request: int
@@ -147,7 +147,6 @@ class Engine:
         )
         self._requests: dict[int, Request] = {}
         self._next_request = 0
-        self._model_stop_ids, self._model_stop_strings = self._stop_rules()
 
     # ------------------------------------------------------------------------------ requests
 
@@ -155,12 +154,10 @@ class Engine:
         """Prompt ids of a text to continue, of messages, or ids themselves, checked."""
         if isinstance(prompt, str):
             return self.tokenizer.encode_plain(prompt)
-        ids = [item for item in prompt if isinstance(item, (int, np.integer))]
-        if prompt and len(ids) == len(prompt):
-            if not all(0 <= i < self.vocab_size for i in ids):
-                raise UserError.one(f"token ids must be from 0 to {self.vocab_size - 1}")
-            return [int(i) for i in ids]
-        return self.tokenizer.encode_chat([item for item in prompt if not isinstance(item, int)])
+        messages = [item for item in prompt if isinstance(item, Mapping)]
+        if len(messages) == len(prompt):
+            return self.tokenizer.encode_chat(messages)
+        return self._checked([item for item in prompt if not isinstance(item, Mapping)])
 
     def add_request(
         self,
@@ -186,20 +183,13 @@ class Engine:
         limit = self.context_window_size
         if params.max_tokens is not None:
             limit = min(limit, len(ids) + params.max_tokens)
-        own = (
-            (frozenset(), ())
-            if params.ignore_eos
-            else (
-                self._model_stop_ids,
-                self._model_stop_strings,
-            )
-        )
+        stop_ids, stop_strings = self._stop_rules(params)
         answer = _Answer(
             params=params,
             sampler=SamplerState(params, ids, self.vocab_size),
             detokenizer=self.tokenizer.detokenizer(ids[-8:] if isinstance(prompt, str) else ()),
-            stops=StopStrings([*own[1], *params.stop]),
-            stop_ids=own[0] | frozenset(params.stop_token_ids),
+            stops=StopStrings(stop_strings),
+            stop_ids=stop_ids,
             length_limit=limit,
             stats=RequestStats(prompt_tokens=len(ids)),
         )
@@ -269,7 +259,7 @@ class Engine:
         Raises UserError when ids are out of range or longer than the context window, and when
         the model computes no numbers.
         """
-        ids = self.encode(list(ids))
+        ids = self._checked(ids)
         if len(ids) > self.context_window_size:
             raise UserError.one(
                 f"{len(ids)} tokens do not fit into the context window of "
@@ -302,12 +292,22 @@ class Engine:
 
     # -------------------------------------------------------------------------------- inside
 
-    def _stop_rules(self) -> tuple[frozenset[int], tuple[str, ...]]:
-        ids, strings = self.tokenizer.stop_rules()
+    def _checked(self, ids: Sequence[int]) -> list[int]:
+        out = [int(i) for i in ids]
+        if not all(0 <= i < self.vocab_size for i in out):
+            raise UserError.one(f"token ids must be from 0 to {self.vocab_size - 1}")
+        return out
+
+    def _stop_rules(self, params: SamplingParams) -> tuple[frozenset[int], tuple[str, ...]]:
+        """Token ids and strings that end an answer: the model's own, and the request's."""
+        ids, strings = frozenset(params.stop_token_ids), tuple(params.stop)
+        if params.ignore_eos:
+            return ids, strings
+        own_ids, own_strings = self.tokenizer.stop_rules()
         eos = self.config.get("eos_token_id")
-        eos_ids = eos if isinstance(eos, list) else [eos]
         # mlc_llm writes id 2 where a model names no end; only a special token can be one.
-        return ids | self.tokenizer.special_ids.intersection(eos_ids), strings
+        eos_ids = self.tokenizer.special_ids.intersection(eos if isinstance(eos, list) else [eos])
+        return ids | own_ids | eos_ids, (*own_strings, *strings)
 
     def _prefill(self, parts: Sequence[tuple[Request, int]]) -> list[Delta]:
         now = time.perf_counter()
@@ -320,13 +320,9 @@ class Engine:
             first = len(request.tokens) - request.pending
             batch.append((_sequence_id(request), request.tokens[first : first + count]))
         logits = self._runtime.prefill(batch)
-        complete = []
-        for i, (request, count) in enumerate(parts):
+        for request, count in parts:
             self._scheduler.appended(request, count)
-            if request.pending == 0:
-                complete.append(i)
-        if not complete:
-            return []
+        complete = [i for i, (request, _) in enumerate(parts) if request.pending == 0]
         return self._choose([parts[i][0] for i in complete], logits[complete])
 
     def _decode(self, requests: Sequence[Request]) -> list[Delta]:
@@ -338,6 +334,8 @@ class Engine:
         return self._choose(requests, logits)
 
     def _choose(self, requests: Sequence[Request], logits: np.ndarray) -> list[Delta]:
+        if not requests:
+            return []
         states = [_answer(request).sampler for request in requests]
         tokens = sample(logits, states, self.tokenizer.size)
         return [self._extend(r, t) for r, t in zip(requests, tokens, strict=True)]

@@ -13,14 +13,16 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from bisect import bisect_right
 from collections.abc import Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from mlcawq.engine.conversation import Conversation, Message
+from mlcawq.engine.conversation import Conversation, Message, Segment
 from mlcawq.engine.detokenizer import Detokenizer, make_detokenizer
 from mlcawq.errors import UserError
 
@@ -35,9 +37,9 @@ class ModelTokenizer:
         self.path = path
         self.conversation = conversation
         try:
-            self._text = path.read_text(encoding="utf-8")
-            self._json: dict[str, Any] = json.loads(self._text)
-            self._tokenizer = _load(self._text)
+            text = path.read_text(encoding="utf-8")
+            self._json: dict[str, Any] = json.loads(text)
+            self._tokenizer = _load(text)
         except Exception as error:  # tokenizers raises bare Exception
             raise UserError.one(
                 f"not a readable tokenizer ({error})",
@@ -73,9 +75,13 @@ class ModelTokenizer:
         except that special tokens spelled out inside a message stay text.
         """
         segments = self.conversation.segments(messages, add_generation_prompt=add_generation_prompt)
-        text = "".join(self._respell(s.text) if s.control else s.text for s in segments)
+        if self._is_ordinary(segments):
+            text, tokenizer = "".join(s.text for s in segments), self._tokenizer
+        else:
+            text = "".join(self._respell(s.text) if s.control else s.text for s in segments)
+            tokenizer = self._guarded
         prefix = self.conversation.system_prefix_token_ids or ()
-        return [*prefix, *self._guarded.encode(text, add_special_tokens=False).ids]
+        return [*prefix, *tokenizer.encode(text, add_special_tokens=False).ids]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids to text, without special tokens."""
@@ -134,13 +140,36 @@ class ModelTokenizer:
             if token.get("special") or any(token["content"] in text for text in template)
         }
 
+    def _is_ordinary(self, segments: Sequence[Segment]) -> bool:
+        """Are all control tokens in the text the template's own? Then one tokenizer will do."""
+        if self._matches_normalized:
+            return False
+        text = "".join(segment.text for segment in segments)
+        owners = [s.control for s in segments]
+        ends = list(accumulate(len(s.text) for s in segments))
+        for match in self._control_pattern.finditer(text):
+            segment = bisect_right(ends, match.start())
+            if not owners[segment] or match.end() > ends[segment]:
+                return False
+        return True
+
+    @cached_property
+    def _matches_normalized(self) -> bool:
+        """Can a control token come out of other characters, because a normalizer changes them?"""
+        return self._json.get("normalizer") is not None and any(
+            token.get("normalized")
+            for token in self._json.get("added_tokens", [])
+            if token["content"] in self._spellings
+        )
+
     @cached_property
     def _guarded(self) -> Tokenizer:
         spellings = self._spellings
-        data = json.loads(self._text)
-        for token in data.get("added_tokens", []):
-            token["content"] = spellings.get(token["content"], token["content"])
-        model = data["model"]
+        added = [
+            {**token, "content": spellings.get(token["content"], token["content"])}
+            for token in self._json.get("added_tokens", [])
+        ]
+        model = dict(self._json["model"])
         vocab = model.get("vocab")
         if isinstance(vocab, dict):
             model["vocab"] = {spellings.get(k, k): v for k, v in vocab.items()}
@@ -148,6 +177,7 @@ class ModelTokenizer:
             model["vocab"] = [[spellings.get(piece, piece), score] for piece, score in vocab]
         if isinstance(model.get("unk_token"), str):
             model["unk_token"] = spellings.get(model["unk_token"], model["unk_token"])
+        data = {**self._json, "added_tokens": added, "model": model}
         guarded = _load(json.dumps(data))
         moved = [t for t, s in spellings.items() if guarded.token_to_id(s) != self._added[t]]
         if moved:

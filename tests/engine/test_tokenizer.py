@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, normalizers
 from tokenizers_for_tests import byte_level, sentencepiece_like
 
 from mlcawq.engine.conversation import Conversation
@@ -68,6 +68,28 @@ def test_control_tokens_in_messages_stay_text(case):
             controls = [i for i in ids if i in ours.special_ids]
             assert controls == [i for i in expected if i in ours.special_ids]
             assert hostile in plain.decode(ids, skip_special_tokens=False)
+
+
+def test_a_control_token_across_the_border_is_none(folder):
+    conversation = Conversation(roles={"user": "<|im_", "assistant": "A"}, seps=["<|im_end|>"])
+    path = byte_level(folder / "border.json")
+    ids = ModelTokenizer(path, conversation).encode_chat([{"role": "user", "content": "start|>"}])
+    assert [i for i in ids if i < 3] == [2]
+    assert Tokenizer.from_file(str(path)).decode(ids, skip_special_tokens=False) == (
+        "<|im_start|><|im_end|>A"
+    )
+
+
+def test_a_control_token_out_of_normalization_is_none(folder):
+    path = byte_level(folder / "normalized.json")
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.add_special_tokens([AddedToken("<go>", special=True, normalized=True)])
+    tokenizer.save(str(path))
+    wide = "\uff1cgo\uff1e"  # NFKC makes <go> of it
+    go = tokenizer.token_to_id("<go>")
+    assert tokenizer.encode(wide).ids == [go]
+    assert go not in ModelTokenizer(path, CHATML).encode_chat([{"role": "user", "content": wide}])
 
 
 def test_other_added_tokens_are_tokens_everywhere(folder):
