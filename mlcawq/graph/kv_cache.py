@@ -26,6 +26,7 @@ def add_kv_cache_creation(
         config.num_key_value_heads,
         config.head_dim,
     )
+    sizes_of = (q_heads, kv_heads, d)
     dtype = quantization.dtype
     frequencies, scale = inverse_frequencies(config)
     bb = relax.BlockBuilder(module)
@@ -64,34 +65,21 @@ def add_kv_cache_creation(
             relax.prim_value(config.rope.theta),
             relax.const(frequencies),
             relax.op.zeros((), dtype),
-            kernel(K._kv_cache_transpose_append(kv_heads, d, dtype), "kv_cache_append"),
-            kernel(K._kv_cache_transpose_append_mla(d, dtype), "kv_cache_append_mla"),
-            tir(
-                K._attention_prefill_ragged_cpu(kv_heads, q_heads, d, d, dtype, {}),
-                "attention_ragged",
-            ),
-            tir(
-                K._attention_prefill_cpu(kv_heads, q_heads, d, dtype, False, {}),
-                "attention_prefill",
-            ),
-            tir(
-                K._attention_decode_cpu(kv_heads, q_heads, d, dtype, False, {}), "attention_decode"
-            ),
-            tir(
-                K._attention_prefill_cpu(kv_heads, q_heads, d, dtype, True, {}),
-                "attention_prefill_sliding",
-            ),
-            tir(
-                K._attention_decode_cpu(kv_heads, q_heads, d, dtype, True, {}),
-                "attention_decode_sliding",
-            ),
+            kernel(cpu.append_to_pages(kv_heads, d, dtype), "kv_cache_append"),
+            relax.prim_value(0),  # appending for latent attention
+            tir(cpu.attention_prefill_ragged(target, *sizes_of, dtype), "attention_ragged"),
+            tir(cpu.attention_prefill_paged(target, *sizes_of, dtype), "attention_paged"),
+            tir(cpu.attention_decode_paged(target, *sizes_of, dtype), "attention_decode"),
+            relax.Tuple([]),  # prefill and decode in a sliding window
+            relax.Tuple([]),
+            # TVM 0.26's own list for CPUs has these two the other way round.
             tir(
                 K.tree_attn_with_paged_kv_cache_cpu(kv_heads, q_heads, d, dtype, {}),
                 "attention_tree_paged",
             ),
             tir(K.tree_attn_cpu(kv_heads, q_heads, d, dtype, {}), "attention_tree"),
-            relax.Tuple([]),
-            relax.Tuple([kernel(K._merge_state_inplace_cpu(dtype), "merge_state")]),
+            relax.Tuple([]),  # latent attention
+            relax.Tuple([kernel(cpu.merge_state(target, dtype), "merge_state")]),
             kernel(cpu.split_rotary(q_heads, kv_heads, d, dtype, scale), "split_rotary"),
             kernel(K._copy_single_page_cpu(kv_heads, PAGE_SIZE, d, dtype), "kv_cache_copy_page"),
             kernel(K._kv_cache_debug_get_kv(layers, kv_heads, d, dtype), "kv_cache_debug_get_kv"),

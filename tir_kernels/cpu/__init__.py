@@ -1,5 +1,12 @@
 """Kernels for LLVM targets: vectors of the host's width, threads of TVM's pool, fp32 sums."""
 
+from tir_kernels.cpu.attention import (
+    append_to_pages,
+    attention_decode_paged,
+    attention_prefill_paged,
+    attention_prefill_ragged,
+    merge_state,
+)
 from tir_kernels.cpu.dense import dense_linear
 from tir_kernels.cpu.elementwise import add_rms_norm, qk_norm, rms_norm, silu_multiply
 from tir_kernels.cpu.logits import (
@@ -13,10 +20,15 @@ from tir_kernels.cpu.w4a16 import w4a16_linear
 
 __all__ = [
     "add_rms_norm",
+    "append_to_pages",
     "apply_bitmask_inplace",
     "apply_logit_bias_inplace",
     "apply_penalty_inplace",
+    "attention_decode_paged",
+    "attention_prefill_paged",
+    "attention_prefill_ragged",
     "dense_linear",
+    "merge_state",
     "qk_norm",
     "rms_norm",
     "silu_multiply",

@@ -6,8 +6,10 @@ by NR outputs shares what it loads. The lanes of an accumulator are summed once,
 
 from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.cpu.tiling import largest_fitting, tiling_of
+from tir_kernels.memo import memoized
 
 
+@memoized
 def dense_linear(
     target: Target, K: int, N: int, act_dtype: str, out_dtype: str, bias: bool
 ) -> PrimFunc:

@@ -3,8 +3,10 @@
 from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.cpu.fast_math import exp
 from tir_kernels.cpu.tiling import largest_fitting, tiling_of
+from tir_kernels.memo import memoized
 
 
+@memoized
 def rms_norm(target: Target, size: int, eps: float, dtype: str) -> PrimFunc:
     """(x [m, size], weight [size], out [m, size]): root mean square norm (arXiv 1910.07467)."""
     lanes, root_mean_square = _root_mean_square(target, size, eps)
@@ -17,7 +19,7 @@ def rms_norm(target: Target, size: int, eps: float, dtype: str) -> PrimFunc:
         out = T.match_buffer(out_handle, (m, size), dtype)
         for r in range(m):
             inverse = T.alloc_buffer((1,), "float32", scope="local")
-            read = T.meta_var(lambda j: T.Cast("float32", x[r, j]))  # noqa: B023
+            read = T.meta_var(_row_of(x, r, 0))
             root_mean_square(read, inverse)
             for i in range(size // lanes):
                 for j in T.vectorized(lanes):
@@ -29,6 +31,7 @@ def rms_norm(target: Target, size: int, eps: float, dtype: str) -> PrimFunc:
     return norm
 
 
+@memoized
 def add_rms_norm(target: Target, size: int, eps: float, dtype: str) -> PrimFunc:
     """(x [m, size], residual [m, size], weight [size], total [m, size], out [m, size]).
 
@@ -59,7 +62,7 @@ def add_rms_norm(target: Target, size: int, eps: float, dtype: str) -> PrimFunc:
                         T.Cast("float32", x[r, i * lanes + j])
                         + T.Cast("float32", residual[r, i * lanes + j]),
                     )
-            read = T.meta_var(lambda j: T.Cast("float32", total[r, j]))  # noqa: B023
+            read = T.meta_var(_row_of(total, r, 0))
             root_mean_square(read, inverse)
             for i in range(size // lanes):
                 for j in T.vectorized(lanes):
@@ -71,6 +74,7 @@ def add_rms_norm(target: Target, size: int, eps: float, dtype: str) -> PrimFunc:
     return norm
 
 
+@memoized
 def qk_norm(
     target: Target, q_heads: int, kv_heads: int, head_dim: int, eps: float, dtype: str
 ) -> PrimFunc:
@@ -83,7 +87,7 @@ def qk_norm(
 
     @T.inline
     def normalize_head(qkv, r, first, weight, inverse, out):
-        read = T.meta_var(lambda j: T.Cast("float32", qkv[r, first + j]))
+        read = T.meta_var(_row_of(qkv, r, first))
         root_mean_square(read, inverse)
         for i in range(head_dim // lanes):
             for j in T.vectorized(lanes):
@@ -116,6 +120,7 @@ def qk_norm(
     return norm
 
 
+@memoized
 def silu_multiply(target: Target, size: int, dtype: str) -> PrimFunc:
     """(gate_up [m, 2 size], out [m, size]): silu(gate) * up, as in SwiGLU (arXiv 2002.05202)."""
     lanes = _lanes(target, size)
@@ -139,6 +144,11 @@ def silu_multiply(target: Target, size: int, dtype: str) -> PrimFunc:
                     )
 
     return activate
+
+
+def _row_of(x, r, first):
+    """Element j of a row, from column `first` on, in fp32."""
+    return lambda j: T.Cast("float32", x[r, first + j])
 
 
 def _lanes(target: Target, size: int) -> int:

@@ -7,10 +7,12 @@ can run either library. All but the softmax change the logits [batch, vocabulary
 from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.cpu.fast_math import exp
 from tir_kernels.cpu.tiling import tiling_of
+from tir_kernels.memo import memoized
 
 GREEDY = 1e-5  # a temperature below this takes the most probable token
 
 
+@memoized
 def softmax_with_temperature(target: Target) -> PrimFunc:
     """(logits [b, V], temperature [b], probabilities [b, V]).
 
@@ -56,6 +58,7 @@ def softmax_with_temperature(target: Target) -> PrimFunc:
     return softmax
 
 
+@memoized
 def apply_logit_bias_inplace() -> PrimFunc:
     """(logits, row int32 [n], token int32 [n], bias fp32 [n]): logits[row, token] += bias."""
 
@@ -80,6 +83,7 @@ def apply_logit_bias_inplace() -> PrimFunc:
     return apply
 
 
+@memoized
 def apply_penalty_inplace() -> PrimFunc:
     """(logits, rows int32 [s], which int32 [n], token int32 [n], times int32 [n], fp32 [s, 3]).
 
@@ -125,6 +129,7 @@ def apply_penalty_inplace() -> PrimFunc:
     return apply
 
 
+@memoized
 def apply_bitmask_inplace() -> PrimFunc:
     """(logits, rows int32 [s], mask int32 [batch, ceil(V/32)]): a token with bit 0 is ruled out.
 

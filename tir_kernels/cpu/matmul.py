@@ -12,7 +12,7 @@ def micro_kernel(MR: int, NR: int, NB: int, depth: int):
 
     @T.inline
     def multiply(height, rows, weight, total):
-        for r0 in range(T.ceildiv(height, MR)):
+        for r0 in range(T.truncdiv(height + (MR - 1), MR)):
             for n0 in range(NB // NR):
                 acc = T.alloc_buffer((MR, NR), "float32", scope="local")
                 for r in T.unroll(MR):

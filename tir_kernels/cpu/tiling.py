@@ -43,3 +43,11 @@ def largest_fitting(total: int, candidates: tuple[int, ...]) -> int:
         if size <= total:
             return size
     return total
+
+
+def largest_divisor(total: int, limit: int) -> int:
+    """The largest power of two that divides `total` and is at most `limit`."""
+    size = 1
+    while size * 2 <= limit and total % (size * 2) == 0:
+        size *= 2
+    return size

@@ -16,12 +16,16 @@ from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.cpu.matmul import micro_kernel
 from tir_kernels.cpu.tiling import largest_fitting, tiling_of
 from tir_kernels.layouts import PACK, LinearShape, column_shift, nibble_column
+from tir_kernels.memo import memoized
 
 FEW_ROWS = 8  # up to here, weights are read once and never stored dequantized
 PANEL = 96  # rows that share one dequantized block
 UNROLLED = 8  # rows of the weight between two touches of an accumulator
+LINE = 16  # words in a cache line
+AHEAD = 16  # rows of the weight that are on their way from memory
 
 
+@memoized
 def w4a16_linear(
     target: Target, shape: LinearShape, act_dtype: str, out_dtype: str, bias: bool
 ) -> PrimFunc:
@@ -97,6 +101,13 @@ def _few_rows(target: Target, shape: LinearShape, out_dtype: str):
         return start
 
     @T.inline
+    def prefetch(qweight, row, word):
+        """Ask for a cache line: rows lie pages apart, which hardware prefetchers do not follow."""
+        address = T.meta_var(T.address_of(qweight[T.min(row, K - 1), word]))
+        # Arguments as for LLVM's prefetch: for reading, to be kept in all caches, data.
+        T.evaluate(T.call_intrin("void", "tirx.prefetch", address, 0, 3, 1))
+
+    @T.inline
     def accumulate(m, k, w, v, i, extract, x32, qweight, value, part):
         for u in T.unroll(UNROLLED):
             for j in T.vectorized(lanes):
@@ -145,6 +156,9 @@ def _few_rows(target: Target, shape: LinearShape, out_dtype: str):
             for g in range(groups):
                 for k0 in range(G // UNROLLED):
                     k = T.meta_var(g * G + k0 * UNROLLED)
+                    for u in T.unroll(UNROLLED):
+                        for line in T.unroll(-(-block // LINE)):
+                            prefetch(qweight, k + u + AHEAD, w0 + line * LINE)
                     for v in range(vectors):
                         w = T.meta_var(w0 + v * lanes)
                         for i in T.unroll(PACK - 1):
