@@ -135,9 +135,9 @@ def _lines(report: Report) -> list[str]:
             lines += [
                 f"  of the reference        {reference.perplexity:.4f}",
                 f"  ln(ratio)               {_plus_minus(divergence.loss_difference, 1, 5)}",
-                f"KL divergence, mean       {_plus_minus(kl, 1e3, 3)} millinats/token",
-                f"  median, 99 %, largest   {divergence.kl_median * 1e3:.3f}, "
-                f"{divergence.kl_p99 * 1e3:.3f}, {divergence.kl_max * 1e3:.3f}",
+                f"KL divergence, mean       {_plus_minus(kl, 1e3, 4)} millinats/token",
+                f"  median, 99 %, largest   {divergence.kl_median * 1e3:.4f}, "
+                f"{divergence.kl_p99 * 1e3:.4f}, {divergence.kl_max * 1e3:.4f}",
                 f"same likeliest token      {_plus_minus(divergence.top1, 100, 2)} %",
             ]
     if report.answers:

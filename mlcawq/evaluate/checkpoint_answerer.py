@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from mlcawq.checkpoint.hf_config import portable_config
+from mlcawq.checkpoint.source import require_tokenizer
 from mlcawq.checkpoint.streaming import StreamedModel
 from mlcawq.errors import UserError
 from mlcawq.families import expected_tensors
@@ -22,11 +23,10 @@ from mlcawq.families import expected_tensors
 _BATCH = 32
 
 
-def load_whole(folder: Path) -> Any:
-    """transformers' causal LM with the folder's weights in float32, AWQ ones dequantized."""
+def load_whole(streamed: StreamedModel) -> Any:
+    """transformers' causal LM with the checkpoint's weights in float32, AWQ ones dequantized."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    streamed = StreamedModel(folder)
     raw = portable_config(streamed.config)
     for key in ("quantization_config", "torch_dtype", "dtype", "model_type"):
         raw.pop(key, None)
@@ -54,11 +54,15 @@ def stop_ids(folder: Path, tokenizer: Any) -> list[int]:
 
 
 class CheckpointAnswerer:
-    """An `Answerer` over a checkpoint folder with a chat template."""
+    """An `Answerer` over a checkpoint folder with a chat template.
+
+    The folder's files are checked here; weights are loaded when the first question is asked.
+    """
 
     def __init__(self, folder: Path) -> None:
         from transformers import AutoTokenizer
 
+        require_tokenizer(folder)
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         if not self._tokenizer.chat_template:
             raise UserError.one(
@@ -67,7 +71,7 @@ class CheckpointAnswerer:
                 "add chat_template.jinja, or leave --questions out",
             )
         self._stop = stop_ids(folder, self._tokenizer)
-        self._model = load_whole(folder)
+        self._streamed = StreamedModel(folder)
 
     def _prompt(self, question: str) -> list[int]:
         text = self._tokenizer.apply_chat_template(
@@ -78,6 +82,7 @@ class CheckpointAnswerer:
     @torch.no_grad()
     def answers(self, questions: Sequence[str], max_new_tokens: int) -> Iterator[tuple[int, str]]:
         """See `Answerer.answers`. Prompts of one length make a batch, so nothing is padded."""
+        model = load_whole(self._streamed)
         prompts = [self._prompt(question) for question in questions]
         by_length: dict[int, list[int]] = defaultdict(list)
         for i, prompt in enumerate(prompts):
@@ -86,7 +91,7 @@ class CheckpointAnswerer:
             for start in range(0, len(members), _BATCH):
                 chosen = members[start : start + _BATCH]
                 ids = torch.tensor([prompts[i] for i in chosen])
-                output = self._model.generate(
+                output = model.generate(
                     ids,
                     attention_mask=torch.ones_like(ids),
                     do_sample=False,

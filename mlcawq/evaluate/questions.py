@@ -43,7 +43,7 @@ class Answerer(Protocol):
 def open_answerer(folder: Path, kind: Kind) -> Answerer:
     """Raises UserError when the folder cannot chat (no chat template, missing files)."""
     if kind == "built":
-        from mlcawq.evaluate.built_scorer import BuiltAnswerer
+        from mlcawq.evaluate.built_answerer import BuiltAnswerer
 
         return BuiltAnswerer(folder)
     from mlcawq.evaluate.checkpoint_answerer import CheckpointAnswerer

@@ -12,7 +12,7 @@ import numpy as np
 from mlcawq.checkpoint.source import resolve
 from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.evaluate.compare import Comparison, TextScore, score_windows
-from mlcawq.evaluate.questions import Answered, Question, ask, open_answerer, read_questions
+from mlcawq.evaluate.questions import Answered, ask, open_answerer, read_questions
 from mlcawq.evaluate.scorers import Kind, Scorer, folder_kind, folder_label, open_scorer
 from mlcawq.evaluate.text import cut_windows, open_tokenizer, read_text, vocabulary_problems
 
@@ -106,7 +106,7 @@ class _Checks:
             return None
 
     def done(self) -> None:
-        raise_all(self.problems)
+        raise_all(dict.fromkeys(self.problems))  # what was checked twice is told once
 
 
 def _locate(model: str) -> tuple[Path, Kind]:
@@ -133,26 +133,31 @@ def evaluate(request: Request, progress: Progress | None = None) -> Report:
     checks.done()
     subjects = [subject for subject in located if subject is not None]
 
-    windows, scorers = _prepare_text(request, subjects, text)
-    labels = tuple(folder_label(folder, kind) for folder, kind in subjects)
+    prepared = checks(_prepare_text, request, subjects, text) if text is not None else None
+    answerers = [
+        checks(open_answerer, folder, kind) for folder, kind in subjects if questions is not None
+    ]
+    checks.done()
+
     comparison = None
-    if windows is not None:
+    if prepared is not None:
+        windows, scorers = prepared
         comparison = score_windows(
             scorers[0],
             windows,
             scorers[1] if len(scorers) > 1 else None,
             progress=_named(progress, "scoring text"),
         )
-    scorers.clear()  # a built model's weights go before its questions load them again
-    answered = [
-        _ask(folder, kind, questions, request, _named(progress, f"asking {name}"))
-        for name, (folder, kind) in zip(names, subjects, strict=True)
-        if questions is not None
-    ]
+        scorers.clear()  # a built model's weights go before its questions load them again
+    answered: list[list[Answered]] = []
+    for name, answerer in zip(names, answerers, strict=False):
+        if answerer is not None and questions is not None:
+            said = _named(progress, f"asking {name}")
+            answered.append(ask(answerer, questions, request.max_new_tokens, said))
     return Report(
         model=request.model,
         against=request.against,
-        labels=labels,
+        labels=tuple(folder_label(folder, kind) for folder, kind in subjects),
         comparison=comparison,
         answers=answered[0] if answered else [],
         reference_answers=answered[1] if len(answered) > 1 else [],
@@ -160,11 +165,9 @@ def evaluate(request: Request, progress: Progress | None = None) -> Report:
 
 
 def _prepare_text(
-    request: Request, subjects: Sequence[tuple[Path, Kind]], text: str | None
-) -> tuple[np.ndarray | None, list[Scorer]]:
-    """The windows and the opened models; (None, []) where no text is to be scored."""
-    if text is None:
-        return None, []
+    request: Request, subjects: Sequence[tuple[Path, Kind]], text: str
+) -> tuple[np.ndarray, list[Scorer]]:
+    """The windows of text [W, T] and the opened models, known to go together."""
     checks = _Checks()
     opened = [checks(open_scorer, *subject) for subject in subjects]
     tokenizers = [checks(open_tokenizer, subject[0]) for subject in subjects]
@@ -189,16 +192,6 @@ def _prepare_text(
             "the tokenizer belongs to another model: copy the right one into the folder",
         )
     return windows, scorers
-
-
-def _ask(
-    folder: Path,
-    kind: Kind,
-    questions: Sequence[Question],
-    request: Request,
-    progress: Callable[[int, int], None] | None,
-) -> list[Answered]:
-    return ask(open_answerer(folder, kind), questions, request.max_new_tokens, progress)
 
 
 def _named(progress: Progress | None, what: str) -> Callable[[int, int], None] | None:

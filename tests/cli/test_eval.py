@@ -83,5 +83,16 @@ def test_different_vocabularies_are_refused(tiny_llama: Path, text: Path, tmp_pa
     assert "the vocabularies differ" in found.stderr
 
 
+def test_a_missing_chat_template_is_told_before_text_is_scored(text: Path, tmp_path: Path) -> None:
+    model = make_tiny_model(tmp_path / "model", chat_template=False)
+    (model / "model.safetensors").unlink()
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"question": "What?", "answer": "impossible"}\n')
+    found = _eval(model, "--text", text, "--questions", questions)
+    assert found.returncode == 1
+    assert "no chat template" in found.stderr
+    assert found.stderr.count("no safetensors weights") == 1
+
+
 def test_nothing_to_do_is_a_usage_error(tiny_llama: Path) -> None:
     assert _eval(tiny_llama).returncode == 2
