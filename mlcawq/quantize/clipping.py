@@ -43,49 +43,48 @@ class _Search:
         self._grid = grid
         self._delta = torch.empty_like(self._weight)
         self._product = torch.empty_like(self._weight)
-        self._low = weight.amin(1, keepdim=True).clamp_(max=0)
-        self._high = weight.amax(1, keepdim=True).clamp_(min=0)
-        self._scale, self._zero = grid.parameters(self._low, self._high)
+        # The full range of each group, and the best found so far.
+        self._full = (
+            weight.amin(1, keepdim=True).clamp_(max=0),
+            weight.amax(1, keepdim=True).clamp_(min=0),
+        )
+        self._best = [end.clone() for end in self._full]
+        self._scale, self._zero = grid.parameters(*self._full)
         self._error = self._error_of(self._scale, self._zero)
-        # What is left of each side of the range, 1 being all of it.
-        self._below = torch.ones_like(self._low)
-        self._above = torch.ones_like(self._low)
 
     def run(self, recipe: ClipRecipe) -> tuple[torch.Tensor, torch.Tensor]:
-        steps = [1 - i * recipe.max_shrink / recipe.grid for i in range(1, recipe.grid + 1)]
+        low, high = self._full
+        pace = recipe.max_shrink / recipe.grid
+        steps = [1 - i * pace for i in range(1, recipe.grid + 1)]
         if recipe.mode == "symmetric" or self._grid.symmetric:
-            widest = torch.maximum(self._high, -self._low)
+            widest = torch.maximum(high, -low)
             for step in steps:
                 limit = widest * step
-                below = torch.minimum(limit / -self._low, torch.ones_like(limit))
-                above = torch.minimum(limit / self._high, torch.ones_like(limit))
-                self._try(below.nan_to_num_(1), above.nan_to_num_(1))
+                self._try(torch.maximum(low, -limit), torch.minimum(high, limit))
             return self._scale, self._zero
         for step in steps:
-            self._try(torch.full_like(self._below, step), torch.full_like(self._above, step))
-        # Each side by itself, around what both together found.
-        pace = recipe.max_shrink / recipe.grid
+            self._try(low * step, high * step)
+        # Each end by itself, around what both together found.
         for _ in range(recipe.rounds):
-            for side in (self._below, self._above):
-                centre = side.clone()
+            for end in (0, 1):
+                centre, other = self._best[end].clone(), self._best[1 - end].clone()
+                narrowest = self._full[end] * (1 - recipe.max_shrink)
+                bounds = (self._full[end], narrowest) if end == 0 else (narrowest, self._full[end])
                 for offset in (-2, -1, 1, 2):
-                    moved = (centre + offset * pace).clamp_(1 - recipe.max_shrink, 1)
-                    if side is self._below:
-                        self._try(moved, self._above.clone())
-                    else:
-                        self._try(self._below.clone(), moved)
+                    moved = (centre + offset * pace * self._full[end]).clamp_(*bounds)
+                    self._try(*((moved, other) if end == 0 else (other, moved)))
         return self._scale, self._zero
 
-    def _try(self, below: torch.Tensor, above: torch.Tensor) -> None:
-        scale, zero = self._grid.parameters(self._low * below, self._high * above)
+    def _try(self, low: torch.Tensor, high: torch.Tensor) -> None:
+        scale, zero = self._grid.parameters(low, high)
         error = self._error_of(scale, zero)
         better = error < self._error
         for kept, candidate in (
             (self._error, error),
             (self._scale, scale),
             (self._zero, zero),
-            (self._below, below),
-            (self._above, above),
+            (self._best[0], low),
+            (self._best[1], high),
         ):
             torch.where(better, candidate, kept, out=kept)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -27,7 +28,7 @@ from mlcawq.checkpoint.writing import (
     write_file,
     write_json,
 )
-from mlcawq.errors import UserError, raise_all
+from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.quantize.block import BlockResult, quantize_block
 from mlcawq.quantize.calibration import CalibrationData, batched
 from mlcawq.quantize.checks import Format, Needs, estimate, machine_problems, recipe_problems
@@ -161,14 +162,13 @@ class _Run:
             self.original = _unpacked(state, "original")
             self.quantized = _unpacked(state, "quantized")
         else:
+            raise_all(_unstorable(model))
             self.hidden = [model.embed(ids) for ids in batched(calibration.sequences)]
             self.original = [model.embed(ids) for ids in self.held_out]
             self.quantized = [states.clone() for states in self.original]
 
     def _clear_partial_outputs(self) -> None:
         """Remove what a killed run was writing: this process alone holds the journal's lock."""
-        import shutil
-
         for leftover in self.journal.out.parent.glob(f".{self.journal.out.name}.partial-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -235,8 +235,8 @@ class _Run:
             tokens,
             divergence / tokens,
             agreeing / tokens,
-            math.exp(loss / predicted),
-            math.exp(original_loss / predicted),
+            _perplexity(loss / predicted),
+            _perplexity(original_loss / predicted),
             self.seen,
         )
 
@@ -317,6 +317,21 @@ def half(tensor: torch.Tensor, name: str) -> torch.Tensor:
             "this model cannot be stored in AutoAWQ's format",
         )
     return result
+
+
+def _unstorable(model: StreamedModel) -> Iterator[Problem]:
+    """The tensors outside the blocks that float16 cannot hold; blocks are checked one by one."""
+    blocks = tuple(f"{model.block_name(i)}." for i in range(model.num_blocks))
+    for name in model.reader.names:
+        if not name.startswith(blocks) and model.reader.info(name).dtype != "F16":
+            try:
+                half(model.reader.torch(name), name)
+            except UserError as error:
+                yield from error.problems
+
+
+def _perplexity(loss: float) -> float:
+    return math.exp(min(loss, 700.0))  # a finite number, which JSON can hold, for any model
 
 
 def _packed(prefix: str, states: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -1,0 +1,316 @@
+"""A whole quantization of small models, judged by rules that are written out here again."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import make_tiny_model, make_tokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from mlcawq.checkpoint.streaming import StreamedModel
+from mlcawq.errors import UserError
+from mlcawq.quantize import checks
+from mlcawq.quantize.calibration import BUNDLED, CalibrationData, load_calibration
+from mlcawq.quantize.pipeline import REPORT_FILE, quantize_checkpoint
+from mlcawq.quantize.recipe import Recipe, parse_recipe
+
+
+@pytest.fixture(scope="module")
+def calibration() -> CalibrationData:
+    return load_calibration(BUNDLED, make_tokenizer(), samples=8, seq_len=64)
+
+
+def _recipe(**options: Any) -> Recipe:
+    return parse_recipe({"group_size": 64, **options})
+
+
+def _unpacked(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor, with weights [N, K] made by the rule of AWQ storage alone."""
+    tensors = load_file(folder / "model.safetensors")
+    result = {}
+    for name, tensor in tensors.items():
+        if name.endswith(".qweight"):
+            prefix = name.removesuffix("qweight")
+            values = []
+            for words in (tensor, tensors[prefix + "qzeros"]):
+                bits = words.numpy().astype(np.int64) & 0xFFFFFFFF
+                columns = np.zeros((bits.shape[0], bits.shape[1] * 8))
+                for i, column in enumerate([0, 2, 4, 6, 1, 3, 5, 7]):
+                    columns[:, column::8] = (bits >> (4 * i)) & 15
+                values.append(columns)
+            scales = tensors[prefix + "scales"].double().numpy()
+            group = tensor.shape[0] // scales.shape[0]
+            weight = (values[0] - values[1].repeat(group, 0)) * scales.repeat(group, 0)
+            result[prefix + "weight"] = torch.from_numpy(weight.T.astype(np.float32))
+        elif not name.endswith((".qzeros", ".scales")):
+            result[name] = tensor.float()
+    return result
+
+
+def _divergence(model: Path, other: Path, sequences: tuple[torch.Tensor, ...]) -> float:
+    batches = [sequence.unsqueeze(0) for sequence in sequences]
+    pairs = zip(
+        StreamedModel(model).logits(batches), StreamedModel(other).logits(batches), strict=True
+    )
+    total = [
+        (p.log_softmax(-1).exp() * (p.log_softmax(-1) - q.log_softmax(-1))).sum(-1).mean()
+        for p, q in pairs
+    ]
+    return float(torch.stack(total).mean())
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("llama", {"outliers": 30.0}),
+        ("qwen2", {"outliers": 30.0, "tie": True, "dtype": "bfloat16"}),
+    ],
+)
+def test_folder_holds_what_the_report_claims(
+    tmp_path: Path, calibration: CalibrationData, family: str, options: dict[str, Any]
+) -> None:
+    """Unpacked by the storage rule, each linear's output error is the one in the report.
+
+    A scale sits in the norm before q, k, v, gate and up: the ratio of the norms gives it. That of
+    o and down sits in the rows of v and up: it is the factor that fits their outputs best.
+    """
+    source = make_tiny_model(tmp_path / "model", family, **options)
+    out = tmp_path / "out"
+    report = quantize_checkpoint(source, out, _recipe(propagate="original"), calibration)
+    found = _unpacked(out)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+    inputs: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda _, arguments: inputs.__setitem__(name, arguments[0].flatten(0, -2))
+
+    for name, module in model.named_modules():
+        if name.endswith("_proj"):
+            module.register_forward_pre_hook(keep(name))
+    with torch.no_grad():
+        model(torch.stack(calibration.sequences))
+
+    original = {name: tensor.float() for name, tensor in model.state_dict().items()}
+    for block in report.blocks:
+        rows: dict[str, torch.Tensor] = {}
+        for linear in block.linears:
+            name = f"{block.name}.{linear.name}"
+            kind = linear.name.rpartition(".")[2]
+            x = inputs[name]
+            if kind in ("o_proj", "down_proj"):
+                scale = rows["v_proj" if kind == "o_proj" else "up_proj"]
+                if kind == "o_proj":  # 4 query heads read 2 value heads
+                    scale = scale.view(2, 1, -1).expand(2, 2, -1).reshape(-1)
+            else:
+                norm = "input_layernorm" if "attn" in linear.name else "post_attention_layernorm"
+                norm = f"{block.name}.{norm}.weight"
+                scale = original[norm] / found[norm]
+            y = x @ original[f"{name}.weight"].T
+            z = (x / scale) @ found[f"{name}.weight"].T
+            if kind in ("v_proj", "up_proj"):
+                rows[kind] = (y * z).sum(0) / z.square().sum(0)
+                z = z * rows[kind]
+            error = float((z - y).norm() / y.norm())
+            assert error == pytest.approx(linear.found, rel=0.03), name
+            if options["outliers"] > 1 and kind in ("q_proj", "gate_proj"):
+                assert linear.found < 0.8 * linear.nearest, name
+
+
+def test_better_than_rounding_to_nearest(tmp_path: Path, calibration: CalibrationData) -> None:
+    """With outlier channels made by a rescaling that keeps the function; at 4 and at 3 bits."""
+    source = make_tiny_model(tmp_path / "model", outliers=30.0)
+    divergence = {}
+    for bits in (4, 3):
+        for method in ("awq", "rtn"):
+            out = tmp_path / f"{method}-{bits}"
+            recipe = _recipe(method=method, bits=bits)
+            report = quantize_checkpoint(source, out, recipe, calibration, fmt="fake")
+            divergence[method, bits] = report.measured.kl
+            measured = _divergence(source, out, calibration.held_out)
+            assert report.measured.kl == pytest.approx(measured, rel=0.05)
+        assert divergence["awq", bits] < 0.6 * divergence["rtn", bits]
+
+
+@pytest.mark.parametrize("objective", ["block", "linear"])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_each_way_beats_rounding(
+    tmp_path: Path, calibration: CalibrationData, objective: str, symmetric: bool
+) -> None:
+    source = make_tiny_model(tmp_path / "model", outliers=30.0)
+    recipe = _recipe(symmetric=symmetric, scale={"objective": objective})
+    report = quantize_checkpoint(source, tmp_path / "out", recipe, calibration)
+    for linear in report.mean_errors():
+        assert linear.found < linear.nearest
+    if symmetric:
+        zeros = load_file(tmp_path / "out" / "model.safetensors")
+        zeros = {name: tensor for name, tensor in zeros.items() if name.endswith("qzeros")}
+        assert zeros
+        for tensor in zeros.values():
+            assert (tensor.numpy().view(np.uint32) == 0x88888888).all()
+
+
+@pytest.mark.parametrize("form", [4, 5])
+def test_complete_folder(tmp_path: Path, calibration: CalibrationData, form: int) -> None:
+    source = make_tiny_model(tmp_path / "model", "qwen3", config_form=form, rope="yarn", bias=True)
+    out = tmp_path / "out"
+    report = quantize_checkpoint(source, out, _recipe(), calibration)
+    config = json.loads((out / "config.json").read_text())
+    assert config["quantization_config"] == {
+        "quant_method": "awq",
+        "bits": 4,
+        "group_size": 64,
+        "zero_point": True,
+        "version": "gemm",
+        "modules_to_not_convert": ["lm_head"],
+    }
+    # Both generations of transformers find what they look for.
+    assert config["torch_dtype"] == config["dtype"] == "float16"
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 10000.0
+    assert config["rope_scaling"]["factor"] == config["rope_parameters"]["factor"] == 4.0
+    read = AutoConfig.from_pretrained(out)
+    assert read.rope_parameters == AutoConfig.from_pretrained(source).rope_parameters
+    assert AutoTokenizer.from_pretrained(out)("fox").input_ids
+    assert (out / "chat_template.jinja").exists()
+    assert (out / "generation_config.json").exists()
+    assert json.loads((out / REPORT_FILE).read_text())["measured"]["kl"] == report.measured.kl
+    card = (out / "README.md").read_text()
+    assert f"{1000 * report.measured.kl:.3f}" in card
+    stored = load_file(out / "model.safetensors")
+    assert {str(tensor.dtype) for tensor in stored.values()} == {"torch.float16", "torch.int32"}
+    assert sorted(_unpacked(out)) == sorted(load_file(source / "model.safetensors"))
+    # What is measured is what is written.
+    assert report.measured.kl == pytest.approx(
+        _divergence(source, out, calibration.held_out), rel=0.05
+    )
+
+
+def test_linears_can_be_kept(tmp_path: Path, calibration: CalibrationData) -> None:
+    source = make_tiny_model(tmp_path / "model", outliers=10.0)
+    recipe = _recipe(modules_to_not_convert=["lm_head", "v_proj", "layers.1.mlp"])
+    report = quantize_checkpoint(source, tmp_path / "out", recipe, calibration)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert stored["model.layers.0.self_attn.v_proj.weight"].dtype == torch.float16
+    assert "model.layers.0.mlp.up_proj.qweight" in stored
+    assert "model.layers.1.mlp.up_proj.weight" in stored
+    assert report.measured.kl == pytest.approx(
+        _divergence(source, tmp_path / "out", calibration.held_out), rel=0.05
+    )
+
+
+def test_same_input_same_bytes(tmp_path: Path, calibration: CalibrationData) -> None:
+    source = make_tiny_model(tmp_path / "model")
+    for name in ("a", "b"):
+        quantize_checkpoint(source, tmp_path / name, _recipe(), calibration)
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+def test_finished_output_is_recognized(tmp_path: Path, calibration: CalibrationData) -> None:
+    """Killed after the output was placed and before the journal was removed: nothing to do."""
+    source = make_tiny_model(tmp_path / "model")
+    first = quantize_checkpoint(source, tmp_path / "out", _recipe(), calibration)
+    (tmp_path / ".out.mlcawq-work").mkdir()
+    assert quantize_checkpoint(source, tmp_path / "out", _recipe(), calibration) == first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+    with pytest.raises(UserError, match="not empty"):
+        quantize_checkpoint(source, tmp_path / "out", _recipe(bits=4, symmetric=True), calibration)
+
+
+def _damage(folder: Path, name: str, value: float) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name][0, 0] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_weight_that_is_not_a_number_is_named(
+    tmp_path: Path, calibration: CalibrationData
+) -> None:
+    source = make_tiny_model(tmp_path / "model")
+    name = "model.layers.1.mlp.up_proj.weight"
+    _damage(source, name, float("nan"))
+    with pytest.raises(UserError, match=name):
+        quantize_checkpoint(source, tmp_path / "out", _recipe(), calibration)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_float16_cannot_hold_is_named(tmp_path: Path, calibration: CalibrationData) -> None:
+    source = make_tiny_model(tmp_path / "model", dtype="float32")
+    _damage(source, "lm_head.weight", 1e6)
+    with pytest.raises(UserError, match=r"lm_head\.weight"):
+        quantize_checkpoint(source, tmp_path / "out", _recipe(), calibration)
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_linears_that_do_not_divide_are_named(
+    tmp_path: Path, calibration: CalibrationData
+) -> None:
+    source = make_tiny_model(tmp_path / "model", hidden=96, intermediate=100, heads=4, kv_heads=1)
+    with pytest.raises(UserError) as caught:
+        quantize_checkpoint(source, tmp_path / "out", _recipe(group_size=128), calibration)
+    text = str(caught.value)
+    assert len(caught.value.problems) == 9  # seven inputs, and the outputs of gate and up
+    assert "model.layers.*.self_attn.q_proj: in_features 96" in text
+    assert "--group-size 32" in text
+    assert "out_features 100 is not a multiple of 8" in text
+
+
+def test_three_bits_need_the_fake_format(tmp_path: Path, calibration: CalibrationData) -> None:
+    source = make_tiny_model(tmp_path / "model")
+    with pytest.raises(UserError, match="--format fake"):
+        quantize_checkpoint(source, tmp_path / "out", _recipe(bits=3), calibration)
+
+
+def test_quantized_input_is_refused(tmp_path: Path, calibration: CalibrationData) -> None:
+    source = make_tiny_model(tmp_path / "model")
+    quantize_checkpoint(source, tmp_path / "out", _recipe(), calibration)
+    with pytest.raises(UserError, match="already quantized"):
+        quantize_checkpoint(tmp_path / "out", tmp_path / "again", _recipe(), calibration)
+
+
+def test_too_little_memory_or_disk_is_said_before_work(
+    tmp_path: Path, calibration: CalibrationData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_tiny_model(tmp_path / "model")
+    monkeypatch.setattr(checks, "free_bytes", lambda _: 10)
+    memory = type("Memory", (), {"available": 1000})
+    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: memory)
+    with pytest.raises(UserError) as caught:
+        quantize_checkpoint(source, tmp_path / "out", _recipe(), calibration)
+    assert [problem.where for problem in caught.value.problems] == [
+        "memory",
+        str(tmp_path / "out"),
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_full_disk_leaves_nothing_half_written(
+    tmp_path: Path, calibration: CalibrationData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the disk fills while the output is written, the finished blocks stay for the rerun."""
+    source = make_tiny_model(tmp_path / "model")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mlcawq.quantize.pipeline.copy_side_files", full)
+        with pytest.raises(UserError, match="disk is full"):
+            quantize_checkpoint(source, tmp_path / "out", _recipe(), calibration)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [".out.mlcawq-work", "model"]
+    quantize_checkpoint(source, tmp_path / "out", _recipe(), calibration)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out"]
+
+
+def test_missing_tokenizer(tmp_path: Path, calibration: CalibrationData) -> None:
+    source = make_tiny_model(tmp_path / "model")
+    (source / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="no tokenizer"):
+        quantize_checkpoint(source, tmp_path / "out", _recipe(), calibration)
+    shutil.rmtree(source)
