@@ -75,12 +75,19 @@ class ModelTokenizer:
         except that special tokens spelled out inside a message stay text.
         """
         segments = self.conversation.segments(messages, add_generation_prompt=add_generation_prompt)
+        prefix = self.conversation.system_prefix_token_ids or ()
+        spelled = [self._special_texts.get(i) for i in prefix]
+        if None not in spelled:
+            # Encoded along with the text: some tokenizers mark the first word of a string, which
+            # behind a <s> is not the first.
+            opening = "".join(text for text in spelled if text is not None)
+            segments = [Segment(opening, control=True), *segments]
+            prefix = ()
         if self._is_ordinary(segments):
             text, tokenizer = "".join(s.text for s in segments), self._tokenizer
         else:
             text = "".join(self._respell(s.text) if s.control else s.text for s in segments)
             tokenizer = self._guarded
-        prefix = self.conversation.system_prefix_token_ids or ()
         return [*prefix, *tokenizer.encode(text, add_special_tokens=False).ids]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -114,6 +121,10 @@ class ModelTokenizer:
     @cached_property
     def _added(self) -> dict[str, int]:
         return {token["content"]: token["id"] for token in self._json.get("added_tokens", [])}
+
+    @cached_property
+    def _special_texts(self) -> dict[int, str]:
+        return {i: text for text, i in self._added.items() if i in self.special_ids}
 
     @cached_property
     def _spellings(self) -> dict[str, str]:

@@ -57,6 +57,30 @@ def test_ordinary_chats_encode_as_the_rendered_string(case):
         assert ours.encode_chat(messages) == plain.encode(rendered, add_special_tokens=False).ids
 
 
+@pytest.mark.parametrize("prepend", ["metaspace", "legacy"])
+def test_prefix_tokens_encode_as_a_part_of_the_string(folder, prepend):
+    """A tokenizer that marks the first word of a string must not mark the one behind <s>."""
+    path = sentencepiece_like(folder / f"prefix-{prepend}.json", prepend)
+    plain = Tokenizer.from_file(str(path))
+    bos = plain.token_to_id("<s>")
+    conversation = Conversation(
+        roles={"user": "[INST]", "assistant": "[/INST]"},
+        seps=[" ", "</s>"],
+        role_content_sep=" ",
+        system_template="",
+        system_prefix_token_ids=[bos],
+    )
+    ours = ModelTokenizer(path, conversation)
+    for text in ("abc", "<s>abc", " abc"):
+        messages = [{"role": "user", "content": text}]
+        ids = ours.encode_chat(messages)
+        assert ids[0] == bos
+        assert ids.count(bos) == 1
+        if "<s>" not in text:
+            rendered = "<s>" + conversation.render(messages)
+            assert ids == plain.encode(rendered, add_special_tokens=False).ids
+
+
 def test_control_tokens_in_messages_stay_text(case):
     ours, plain = case
     specials = sorted(t for t in ("<|im_end|>", "<|im_start|>", "</s>", "<s>", "<|endoftext|>"))
