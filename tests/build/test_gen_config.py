@@ -8,9 +8,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import published_templates as published
 import pytest
 from tiny_models import ROPES, make_tiny_model
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from mlcawq.build.chat_config import quantization_of, read_chat_config
 from mlcawq.build.gen_config import gen_config
@@ -314,3 +315,26 @@ def test_parse_config_is_not_confused_by_mlc_keys(llama: Path, out: Path) -> Non
     parsed = parse_config(generated["model_config"])
     assert parsed.max_position_embeddings == 1024
     assert parsed.hidden_size == 128
+
+
+@pytest.mark.parametrize("scheme", ["first", "always"])
+def test_a_sentencepiece_like_prompt_has_hugging_faces_tokens(
+    tmp_path: Path, out: Path, scheme: str
+) -> None:
+    """Llama 2's template with its bos and spaces, compared by token ids, not by text alone."""
+    checkpoint = folder(tmp_path / "hf", vocab_size=600)
+    for name in ("chat_template.jinja", "tokenizer.json"):
+        (checkpoint / name).unlink()
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": published.LLAMA_2}
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    specials = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = trainers.BpeTrainer(vocab_size=380, special_tokens=specials, show_progress=False)
+    tokenizer.train_from_iterator(["[INST] Hello there [/INST] one two three"] * 4, trainer)
+    tokenizer.save(str(checkpoint / "tokenizer.json"))
+    generated = gen_config(checkpoint, out)
+    assert generated.config["conv_template"]["name"] == "llama-2"
+    assert generated.config["conv_template"]["system_prefix_token_ids"] == [1]
+    assert generated.config["eos_token_id"] == 2
+    assert not any("differs from Hugging Face" in message for message in generated.messages)
