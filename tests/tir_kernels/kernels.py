@@ -1,0 +1,46 @@
+"""Compiling one kernel and calling it on numpy arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from mlcawq.build.compile import resolve_target
+from tir_kernels._tvm import IRModule, PrimFunc, Target, tvm
+
+# Two vector widths: the host's, and one that every x86 and ARM machine of the day has.
+HOST = resolve_target("cpu")
+
+
+def narrow_target() -> Target:
+    """The same architecture with 128-bit vectors or the least that LLVM assumes."""
+    return Target({"kind": "llvm"})
+
+
+class Kernel:
+    """A compiled function; called with arrays, it returns the outputs that `outputs` describes."""
+
+    def __init__(self, function: PrimFunc, target: Target = HOST) -> None:
+        module = IRModule({"main": function.with_attr("global_symbol", "main")})
+        with target:
+            self.function = tvm.compile(module, target=target)["main"]
+
+    def __call__(self, *arguments: Any) -> None:
+        """Outputs are numpy arrays among the arguments, filled in place."""
+        tensors = [tvm.runtime.tensor(a) if isinstance(a, np.ndarray) else a for a in arguments]
+        self.function(*tensors)
+        for given, tensor in zip(arguments, tensors, strict=True):
+            if isinstance(given, np.ndarray):
+                given[...] = tensor.numpy()
+
+
+def poisoned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    """An output that nothing has been written to."""
+    return np.full(shape, np.nan, dtype)
+
+
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """The norm of the difference over the norm of what was expected; NaN stays NaN."""
+    difference = actual.astype(np.float64) - expected
+    return float(np.linalg.norm(difference) / np.linalg.norm(expected))
