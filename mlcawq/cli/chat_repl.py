@@ -213,12 +213,12 @@ def _bindings() -> KeyBindings:
 
 def _history() -> History:
     """Inputs of earlier sessions, in the XDG state folder; in memory where that is not writable."""
-    state = os.environ.get("XDG_STATE_HOME") or str(Path.home() / ".local" / "state")
-    path = Path(state) / "mlcawq" / "chat_history"
     try:
+        state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+        path = Path(state) / "mlcawq" / "chat_history"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(mode=0o600)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: this user has no home
         return InMemoryHistory()
     return FileHistory(str(path))
 

@@ -68,6 +68,9 @@ class ModelRuntime:
             for name in ("embed", "prefill", "decode", "batch_prefill", "batch_decode")
         }
         self._verify = self._function("batch_verify", required=False)
+        prepare = self._function("cuda_graph_alloc_init", required=False)
+        if prepare is not None:
+            prepare()
         self._kv = {
             name: tvm.get_global_func(f"vm.builtin.{prefix}{name}")
             for prefix, names in _KV_FUNCTIONS.items()

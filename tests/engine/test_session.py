@@ -1,0 +1,89 @@
+"""A conversation's history and settings."""
+
+import pytest
+
+from mlcawq.engine.sampling import SamplingParams
+from mlcawq.engine.session import ChatSession, unescape
+from mlcawq.errors import UserError
+
+PARAMS = SamplingParams(temperature=0.0, max_tokens=6, ignore_eos=True)
+
+
+@pytest.fixture
+def session(engine):
+    return ChatSession(engine, PARAMS)
+
+
+def text_of(deltas):
+    return "".join(delta.text for delta in deltas)
+
+
+def test_history_grows_by_question_and_answer(session):
+    first = text_of(session.ask("One"))
+    second = text_of(session.ask("Two"))
+    assert session.messages() == [
+        {"role": "user", "content": "One"},
+        {"role": "assistant", "content": first},
+        {"role": "user", "content": "Two"},
+        {"role": "assistant", "content": second},
+    ]
+    assert session.totals.answers == 2
+    assert session.totals.completion_tokens == 12
+    assert "## Assistant\n\n" + first in session.transcript()
+
+
+def test_what_was_shown_of_a_stopped_answer_stays(session):
+    whole = text_of(session.ask("One"))
+    session.reset()
+    answer = session.ask("One")
+    shown = next(answer).text + next(answer).text
+    answer.close()
+    assert session.turns[-1] == {"role": "assistant", "content": shown}
+    assert whole.startswith(shown)
+    assert not session.engine.has_work
+
+
+def test_a_question_that_cannot_be_asked_leaves_no_trace(session):
+    text_of(session.ask("One"))
+    before = session.messages()
+    with pytest.raises(UserError, match="context window"):
+        text_of(session.ask("x " * 500))
+    assert session.messages() == before
+    assert text_of(session.ask("Two"))
+
+
+def test_regenerating_replaces_the_answer(session):
+    with pytest.raises(UserError, match="no answer to replace"):
+        session.regenerate()
+    text_of(session.ask("One"))
+    session.set_option("temperature=2")
+    session.set_option("seed=5")
+    again = text_of(session.regenerate())
+    assert [turn["role"] for turn in session.turns] == ["user", "assistant"]
+    assert session.turns[1]["content"] == again
+
+
+def test_a_system_message_starts_anew(session):
+    text_of(session.ask("One"))
+    session.set_system("Be brief.")
+    assert session.messages() == [{"role": "system", "content": "Be brief."}]
+    text_of(session.ask("One"))
+    session.set_system(None)
+    assert session.messages() == []
+
+
+def test_settings(session):
+    assert session.set_option("top-p = 0.5") == ("top_p", 0.5)
+    assert session.set_option(r"stop=\n\nUser:") == ("stop", ("\n\nUser:",))
+    assert session.set_option("stop=none") == ("stop", ())
+    assert session.set_option("max_tokens=none") == ("max_tokens", None)
+    assert session.params.top_p == 0.5
+    before = session.params
+    for wrong in ("top_p", "top_p=7", "top_k=1.5", "warmth=1", "temperature=none"):
+        with pytest.raises(UserError):
+            session.set_option(wrong)
+    assert session.params == before
+
+
+def test_escapes():
+    assert unescape(r"a\nb\t\\n\q") == "a\nb\t\\n\\q"
