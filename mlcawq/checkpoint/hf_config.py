@@ -29,5 +29,9 @@ def portable_config(config: ModelConfig, *, dtype: str | None = None) -> dict[st
     rope = {"rope_type": config.rope.rope_type, **given}
     raw["rope_theta"] = config.rope.theta
     raw["rope_parameters"] = {**rope, "rope_theta": config.rope.theta}
+    if config.rope.rope_type == "longrope" and "original_max_position_embeddings" in given:
+        # transformers 4 looks for it beside rope_scaling, and takes the factor from it.
+        original = given["original_max_position_embeddings"]
+        raw.setdefault("original_max_position_embeddings", original)
     raw["rope_scaling"] = None if config.rope.rope_type == "default" else rope
     return raw
