@@ -146,10 +146,7 @@ def check(checkpoint: Path, out: Path, request: BuildRequest) -> Checked:
     problems: list[Problem] = []
     collect = _Collector(problems)
     collect(lambda: check_output(out, overwrite=request.overwrite))
-    if out.resolve() == checkpoint.resolve():
-        problems.append(
-            Problem("the output would replace the checkpoint", str(out), "choose another -o")
-        )
+    problems += _overwriting_problems(checkpoint, out, request.overwrite)
     collect(find_compiler)
     target = collect(lambda: build_target(request.target))
     collect(lambda: require_tokenizer(checkpoint))
@@ -288,6 +285,18 @@ def _result(
         template_differences=len(generated.template.differences),
         verification=verification,
     )
+
+
+def _overwriting_problems(checkpoint: Path, out: Path, overwrite: bool) -> list[Problem]:
+    """--overwrite replaces an earlier build, never the checkpoint or a folder of other things."""
+    place, source = out.resolve(), checkpoint.resolve()
+    if place == source or place in source.parents:
+        return [Problem("the output would replace the checkpoint", str(out), "choose another -o")]
+    full = out.is_dir() and any(out.iterdir())
+    if overwrite and full and not (out / CONFIG_NAME).is_file():
+        what = f"--overwrite replaces model folders only, and there is no {CONFIG_NAME}"
+        return [Problem(what, str(out), "choose another -o, or remove the folder yourself")]
+    return []
 
 
 def _disk_problems(out: Path, weights: int) -> list[Problem]:

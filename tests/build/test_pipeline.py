@@ -249,6 +249,19 @@ def test_the_checkpoint_is_never_the_output(built: Built) -> None:
         generate_config(built.checkpoint, built.checkpoint, BuildRequest())
 
 
+def test_overwrite_replaces_model_folders_only(built: Built, tmp_path: Path) -> None:
+    request = BuildRequest(overwrite=True, target="cuda")  # refused before anything is written
+    (tmp_path / "letters.txt").write_text("dear")
+    with pytest.raises(UserError, match="--overwrite replaces model folders only"):
+        build(built.checkpoint, tmp_path, request)
+    with pytest.raises(UserError, match="would replace the checkpoint"):
+        build(built.checkpoint, built.checkpoint.parent, request)
+    (tmp_path / "mlc-chat-config.json").touch()
+    with pytest.raises(UserError) as error:
+        build(built.checkpoint, tmp_path, request)
+    assert [problem.where for problem in error.value.problems] == ["--target"]
+
+
 def test_a_failing_config_leaves_a_folder_as_it_was(built: Built, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(UserError, match="no conversation template"):
