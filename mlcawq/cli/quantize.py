@@ -135,7 +135,7 @@ def quantize(
                 output,
                 chosen,
                 calibration,
-                name=Path(model).expanduser().resolve().name if folder.name in model else model,
+                name=folder.resolve().name if Path(model).expanduser().exists() else model,
                 fmt=fmt,  # type: ignore[arg-type]
                 overwrite=overwrite,
                 restart=restart,

@@ -94,7 +94,7 @@ def estimate(
 
 def machine_problems(needs: Needs, out: Path) -> Iterator[Problem]:
     """Whether this machine has what `needs` says, now."""
-    available = psutil.virtual_memory().available
+    available = available_memory()
     if needs.memory > available:
         yield Problem(
             f"needs about {gigabytes(needs.memory)}, {gigabytes(available)} are available",
@@ -108,6 +108,22 @@ def machine_problems(needs: Needs, out: Path) -> Iterator[Problem]:
             str(out),
             "free some space, or choose another -o",
         )
+
+
+def available_memory() -> int:
+    """Bytes that this process can still take: what is free, or left of a container's limit."""
+    available = psutil.virtual_memory().available
+    group = Path("/sys/fs/cgroup")
+    try:
+        limit = (group / "memory.max").read_text().strip()
+        if limit != "max":
+            # File pages count as used there, and are given back when memory is wanted.
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+            used = int((group / "memory.current").read_text()) - int(stat.get("file", 0))
+            available = min(available, int(limit) - used)
+    except (OSError, ValueError):
+        pass  # no version 2 control group: nothing more is known
+    return available
 
 
 def gigabytes(size: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 from pathlib import Path
@@ -14,12 +15,15 @@ from safetensors.torch import load_file, save_file
 from tiny_models import make_tiny_model, make_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from mlcawq.checkpoint.config import read_config
 from mlcawq.checkpoint.streaming import StreamedModel
 from mlcawq.errors import UserError
+from mlcawq.families import linear_shapes
 from mlcawq.quantize import checks
 from mlcawq.quantize.calibration import BUNDLED, CalibrationData, load_calibration
-from mlcawq.quantize.pipeline import REPORT_FILE, quantize_checkpoint
+from mlcawq.quantize.pipeline import REPORT_FILE, Silent, quantize_checkpoint
 from mlcawq.quantize.recipe import Recipe, parse_recipe
+from mlcawq.quantize.report import BlockReport
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +265,25 @@ def test_all_linears_that_do_not_divide_are_named(
     assert "out_features 100 is not a multiple of 8" in text
 
 
+def test_memory_is_flat_from_block_to_block(tmp_path: Path, calibration: CalibrationData) -> None:
+    source = make_tiny_model(tmp_path / "model", layers=6)
+    held: list[int] = []
+
+    class Watch(Silent):
+        def block_done(self, report: BlockReport) -> None:
+            gc.collect()
+            tensors = [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+            storages = {
+                x.data_ptr(): x.untyped_storage().nbytes() for x in tensors if not x.is_meta
+            }
+            held.append(sum(storages.values()))
+
+    quantize_checkpoint(source, tmp_path / "out", _recipe(), calibration, progress=Watch())
+    block = sum(k * n for k, n in linear_shapes(read_config(source)).values()) * 4
+    assert len(held) == 6
+    assert max(held[1:]) - min(held[1:]) < 0.05 * block
+
+
 def test_three_bits_need_the_fake_format(tmp_path: Path, calibration: CalibrationData) -> None:
     source = make_tiny_model(tmp_path / "model")
     with pytest.raises(UserError, match="--format fake"):
@@ -279,8 +302,7 @@ def test_too_little_memory_or_disk_is_said_before_work(
 ) -> None:
     source = make_tiny_model(tmp_path / "model")
     monkeypatch.setattr(checks, "free_bytes", lambda _: 10)
-    memory = type("Memory", (), {"available": 1000})
-    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(checks, "available_memory", lambda: 1000)
     with pytest.raises(UserError) as caught:
         quantize_checkpoint(source, tmp_path / "out", _recipe(), calibration)
     assert [problem.where for problem in caught.value.problems] == [
