@@ -6,7 +6,14 @@ from typing import Any
 
 from mlcawq.checkpoint.config import ModelConfig
 from mlcawq.graph._tvm import PagedKVCache, Target, nn, op, relax
-from mlcawq.graph.modules import AWQLinear, DenseLinear, Embedding, HeadNorm, RMSNorm
+from mlcawq.graph.modules import (
+    AWQLinear,
+    DenseLinear,
+    Embedding,
+    HeadNorm,
+    RMSNorm,
+    take_rows,
+)
 from mlcawq.graph.settings import Quantization, quantized_linears
 from tir_kernels import cpu
 
@@ -163,7 +170,7 @@ class CausalLM(nn.Module):
     def batch_select_last_hidden_states(
         self, hidden_states: nn.Tensor, logit_positions: nn.Tensor
     ) -> nn.Tensor:
-        return op.take(hidden_states, logit_positions, axis=0)
+        return take_rows(hidden_states, logit_positions)
 
     def prefill(self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
         hidden = self._hidden(input_embed, paged_kv_cache)
@@ -178,7 +185,7 @@ class CausalLM(nn.Module):
         self, input_embeds: nn.Tensor, logit_positions: nn.Tensor, paged_kv_cache: PagedKVCache
     ) -> Any:
         hidden = self._hidden(input_embeds, paged_kv_cache)
-        logits = self.get_logits(op.take(hidden, logit_positions, axis=0))
+        logits = self.get_logits(take_rows(hidden, logit_positions))
         batch = logit_positions.shape[0]
         return op.reshape(logits, (1, batch, self.vocab_size)), paged_kv_cache
 

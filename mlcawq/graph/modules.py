@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlcawq.graph._tvm import Target, nn, op
+from mlcawq.graph._tvm import Target, nn, op, relax
 from tir_kernels import cpu, dispatch
 
 
@@ -99,4 +99,12 @@ class Embedding(nn.Module):
 
     def forward(self, ids: nn.Tensor) -> nn.Tensor:
         """int32 [rows] -> [rows, hidden]."""
-        return op.take(self.weight, ids, axis=0)
+        return take_rows(self.weight, ids)
+
+
+def take_rows(table: nn.Tensor, rows: nn.Tensor) -> nn.Tensor:
+    """table [n, width], rows int32 [m] -> [m, width]; a row that is out of range is clipped.
+
+    `op.take` would read whatever lies there, and makes TVM warn of that at every compilation.
+    """
+    return nn.wrap_nested(relax.op.take(table._expr, rows._expr, axis=0, mode="clip"), "take")
