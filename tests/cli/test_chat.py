@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -173,6 +172,8 @@ def test_ctrl_c_stops_a_one_shot_answer_with_130(built):
     arguments = ["mlcawq", "chat", str(built), "--prompt", "Hello", "--seed", "1"]
     code = (
         "import os, signal, sys\n"
+        "from mlcawq.engine.runtime_only import import_tvm_runtime\n"
+        "import_tvm_runtime()\n"
         "from mlcawq.engine import engine\n"
         "step = engine.Engine.step\n"
         "def interrupted(self):\n"
@@ -196,13 +197,30 @@ def test_ctrl_c_stops_a_one_shot_answer_with_130(built):
 # ------------------------------------------------------------------------------------- session
 
 
+# The same program with a pause after every token, as of a larger model.
+SLOW = """
+import sys, time
+from mlcawq.engine.runtime_only import import_tvm_runtime
+import_tvm_runtime()
+from mlcawq.engine import engine
+step = engine.Engine.step
+def slow(self):
+    time.sleep(0.05)
+    return step(self)
+engine.Engine.step = slow
+from mlcawq.cli.main import main
+sys.argv = ["mlcawq", "chat", *sys.argv[1:]]
+main()
+"""
+
+
 class Session:
     """A chat in a pseudo-terminal."""
 
-    def __init__(self, folder, home, *arguments):
+    def __init__(self, folder, home, *arguments, program=PROGRAM):
         self.child = pexpect.spawn(
-            PROGRAM[0],
-            [*PROGRAM[1:], str(folder), *map(str, arguments)],
+            program[0],
+            [*program[1:], str(folder), *map(str, arguments)],
             encoding="utf-8",
             timeout=60,
             dimensions=(40, 200),
@@ -292,23 +310,18 @@ def test_several_lines(session, tmp_path):
 
 
 def test_ctrl_c_stops_the_answer_and_not_the_program(built, tmp_path):
-    chat = Session(built, tmp_path, "--seed", 1)
-    chat.say("/set temperature=0")
-    # 200 tokens of a tiny model take a moment only: interrupt until one answer was stopped.
-    for attempt in range(20):
-        chat.child.send("Hello\r")
-        time.sleep(0.005 * attempt)
-        chat.child.kill(signal.SIGINT)
-        chat.child.expect_exact(PROMPT)
-        if "(stopped)" in chat.child.before:
-            break
-        chat.say("/reset")
-    else:
-        pytest.fail("no answer was stopped")
+    chat = Session(built, tmp_path, "--temperature", 0, program=[sys.executable, "-c", SLOW])
+    chat.child.send("Hello\r")
+    chat.child.expect(r"Hello.*\n.")  # the echo of the question, and the answer has begun
+    chat.child.kill(signal.SIGINT)
+    chat.child.expect_exact("(stopped)")
+    chat.child.expect_exact(PROMPT)
     saved = tmp_path / "partial.json"
     chat.say(f"/save {saved}")
     turns = json.loads(saved.read_text())
-    assert [t["role"] for t in turns[:1]] == ["user"]
+    assert [turn["role"] for turn in turns] == ["user", "assistant"]
+    assert 0 < len(turns[1]["content"]) < 100
+    chat.say("/set max_tokens=3")
     chat.say("Still there?")
     assert "tokens/s" in chat.say("/stats")
     chat.child.send("\x03")
