@@ -28,6 +28,7 @@ from mlcawq.checkpoint.config import read_config
 from mlcawq.checkpoint.streaming import StreamedModel
 from mlcawq.errors import UserError
 from mlcawq.evaluate.compare import score_windows
+from mlcawq.evaluate.metrics import estimate
 from mlcawq.evaluate.scorers import open_scorer
 from mlcawq.evaluate.text import cut_windows, open_tokenizer, read_text
 from mlcawq.quantize.calibration import load_calibration
@@ -52,6 +53,35 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Duel:
+    """Our AWQ's KL divergence minus AutoAWQ's, token by token: mean and error in millinats.
+
+    Paired, so that it is surer than the difference of the two means: below zero, ours is closer.
+    """
+
+    variant: str
+    bits: int
+    difference: float
+    error: float | None
+
+    def __str__(self) -> str:
+        error = "" if self.error is None else f" ± {self.error:.3f}"
+        return (
+            f"{self.variant}, {self.bits} bits: KL of awq - KL of AutoAWQ = "
+            f"{self.difference:+.3f}{error} millinats/token"
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """All rows, duels, and AutoAWQ's verdicts on the folders that we wrote."""
+
+    rows: list[Row]
+    duels: list[Duel]
+    verdicts: list[str]
+
+
+@dataclass(frozen=True)
 class Setting:
     """What every method is given: group size, calibration [S, T] and scored text [W, T]."""
 
@@ -62,15 +92,19 @@ class Setting:
 
 def judge(
     variant: str, bits: int, method: str, folders: tuple[Path, Path], setting: Setting, time: float
-) -> Row:
-    """Score one quantized folder against the unquantized one (folders, in this order)."""
+) -> tuple[Row, np.ndarray]:
+    """Score one quantized folder against the unquantized one (folders, in this order).
+
+    Also returns the divergence at every token, in nats.
+    """
     quantized, reference = (open_scorer(folder, "checkpoint") for folder in folders)
     found = score_windows(quantized, setting.windows, reference)
     divergence = found.divergence
     assert divergence is not None
     assert found.reference is not None
+    assert found.kl is not None
     error = divergence.kl.standard_error
-    return Row(
+    row = Row(
         variant=variant,
         bits=bits,
         method=method,
@@ -81,6 +115,7 @@ def judge(
         top1=divergence.top1.mean,
         seconds=time,
     )
+    return row, found.kl
 
 
 def quantize(
@@ -143,19 +178,27 @@ def check_loading(autoawq: AutoAwq, folder: Path, setting: Setting, work: Path) 
 
 
 def compare(
-    model: Path, bits: list[int], setting: Setting, autoawq: AutoAwq, work: Path, factor: int
-) -> tuple[list[Row], list[str]]:
-    """All rows and AutoAWQ's verdicts on our folders; rows go to stderr as they come."""
+    model: Path,
+    bits: list[int],
+    setting: Setting,
+    autoawq: AutoAwq,
+    work: Path,
+    factor: int = 16,
+    shared_heads: bool = False,
+) -> Result:
+    """Everything; rows go to stderr as they come."""
     ours = Ours()
     variants = {
         "as it is": model,
-        f"outliers x{factor}": add_outliers(model, work / "outliers", factor=factor),
+        f"outliers x{factor}": add_outliers(
+            model, work / "outliers", factor=factor, shared_heads=shared_heads
+        ),
     }
-    rows: list[Row] = []
-    verdicts: list[str] = []
+    result = Result([], [], [])
     for variant, folder in variants.items():
         readable = autoawq.readable(folder, work / f"{variant} readable")
         for width in bits:
+            kl: dict[str, np.ndarray] = {}
             for method, runner, source in (
                 ("rtn", ours, folder),
                 ("awq", ours, folder),
@@ -163,11 +206,14 @@ def compare(
             ):
                 out = work / f"{variant}, {method}, {width} bits"
                 seconds = quantize(runner, method, source, out, width, setting)
-                rows.append(judge(variant, width, method, (out, folder), setting, seconds))
-                print(line(rows[-1]), file=sys.stderr)
+                row, kl[method] = judge(variant, width, method, (out, folder), setting, seconds)
+                result.rows.append(row)
+                print(line(row), file=sys.stderr)
                 if width == 4 and runner is ours:
-                    verdicts.append(check_loading(autoawq, out, setting, work))
-    return rows, verdicts
+                    result.verdicts.append(check_loading(autoawq, out, setting, work))
+            paired = estimate(1e3 * (kl["awq"] - kl["AutoAWQ"]))
+            result.duels.append(Duel(variant, width, paired.mean, paired.standard_error))
+    return result
 
 
 HEADER = (
@@ -224,6 +270,11 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--max-tokens", type=int)
     parser.add_argument("--outlier-factor", type=int, default=16, help="a power of two")
+    parser.add_argument(
+        "--outliers-in-shared-heads",
+        action="store_true",
+        help="in v under grouped-query attention too, which AutoAWQ does not scale",
+    )
     parser.add_argument("--autoawq", type=Path, help="the Python of AutoAWQ's environment")
     parser.add_argument("--keep", type=Path, help="an empty folder for all quantized models")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
@@ -232,13 +283,14 @@ def main() -> None:
         autoawq = AutoAwq(arguments.autoawq)
         setting = prepare(arguments)
         with tempfile.TemporaryDirectory() as scratch:
-            rows, verdicts = compare(
+            result = compare(
                 arguments.model,
                 arguments.bits,
                 setting,
                 autoawq,
                 arguments.keep or Path(scratch),
                 arguments.outlier_factor,
+                arguments.outliers_in_shared_heads,
             )
     except UserError as error:
         sys.exit(f"error: {error}")
@@ -247,8 +299,7 @@ def main() -> None:
         document = {
             "model": str(arguments.model),
             "calibration": {"source": arguments.calib, "samples": samples, "tokens_each": length},
-            "rows": [asdict(row) for row in rows],
-            "autoawq_loads": verdicts,
+            **asdict(result),
         }
         print(json.dumps(document, indent=2))
         return
@@ -258,7 +309,7 @@ def main() -> None:
         f"tokens of {arguments.calib},\nscored on {count} windows of {window} tokens of "
         f"{arguments.text}\n\n{HEADER}"
     )
-    print("\n".join([*map(line, rows), "", *verdicts]))
+    print("\n".join([*map(line, result.rows), "", *map(str, result.duels), "", *result.verdicts]))
 
 
 if __name__ == "__main__":

@@ -60,9 +60,12 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Comparison:
+    """What scoring one text gave. kl: the divergence at every predicted token [N], in nats."""
+
     model: TextScore
     reference: TextScore | None
     divergence: Divergence | None
+    kl: np.ndarray | None
     seconds: float
 
 
@@ -128,6 +131,7 @@ def score_windows(
         model=score(loss),
         reference=None if reference is None else score(reference_loss),
         divergence=divergence,
+        kl=None if reference is None else kl,
         seconds=time.perf_counter() - started,
     )
 

@@ -21,12 +21,19 @@ from mlcawq.families import find_family
 
 
 def add_outliers(
-    folder: Path, out: Path, *, fraction: float = 0.02, factor: int = 16, seed: int = 0
+    folder: Path,
+    out: Path,
+    *,
+    fraction: float = 0.02,
+    factor: int = 16,
+    shared_heads: bool = False,
+    seed: int = 0,
 ) -> Path:
     """Write the checkpoint `folder` to `out` with `fraction` of each group's channels grown.
 
     The groups are the family's scaling groups: norm -> q, k, v; v -> o; norm -> gate, up;
-    up -> down. factor: a power of two.
+    up -> down. factor: a power of two. shared_heads: v -> o too where query heads share a
+    key-value head; AutoAWQ does not scale that group, so growing it is no fair comparison.
     """
     if factor & (factor - 1):
         raise ValueError(f"{factor} is not a power of two")
@@ -40,13 +47,16 @@ def add_outliers(
         for group in family.groups:
             previous = f"{block}.{group.previous}"
             channels = reader.info(f"{previous}.weight").shape[0]
+            inputs = reader.info(f"{block}.{group.linears[0]}.weight").shape[1]
+            if channels != inputs and not shared_heads:
+                continue
             grown = np.ones(channels, np.float32)
             chosen = generator.choice(channels, max(1, round(fraction * channels)), replace=False)
             grown[chosen] = factor
             multiply[f"{previous}.weight"] = multiply[f"{previous}.bias"] = grown
             for linear in group.linears:
                 name = f"{block}.{linear}.weight"
-                divide[name] = _to_inputs(grown, reader.info(name).shape[1], config.head_dim)
+                divide[name] = _to_inputs(grown, inputs, config.head_dim)
     with staged_folder(out) as stage:
         shutil.copyfile(folder / "config.json", stage / "config.json")
         copy_side_files(folder, stage)

@@ -57,6 +57,8 @@ def test_runs_are_put_back_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.model.perplexity == pytest.approx(math.exp(nll.mean()), rel=1e-12)
     assert found.divergence is not None
     assert found.divergence.kl.mean == pytest.approx(kl.mean(), rel=1e-12)
+    assert found.kl is not None
+    np.testing.assert_allclose(found.kl, kl, rtol=1e-12)
     assert found.divergence.kl_max == pytest.approx(kl.max(), rel=1e-12)
     assert found.divergence.top1.mean == pytest.approx((p.argmax(-1) == q.argmax(-1)).mean())
     assert found.reference is not None

@@ -20,7 +20,7 @@ from peers.outliers import add_outliers
 @pytest.mark.parametrize("family", ["llama", "qwen2"])
 def test_channels_grow_and_the_function_stays(tmp_path: Path, family: str) -> None:
     folder = make_tiny_model(tmp_path / "model", family)
-    grown = add_outliers(folder, tmp_path / "grown")
+    grown = add_outliers(folder, tmp_path / "grown", shared_heads=True)
     before, after = TensorReader(folder), TensorReader(grown)
     for name in ("input_layernorm.weight", "self_attn.v_proj.weight", "mlp.up_proj.weight"):
         a, b = (reader.numpy(f"model.layers.1.{name}") for reader in (before, after))
@@ -32,3 +32,14 @@ def test_channels_grow_and_the_function_stays(tmp_path: Path, family: str) -> No
     found = score_windows(open_scorer(grown, "checkpoint"), windows, model)
     assert found.divergence is not None
     assert found.divergence.kl_max < 1e-6
+
+
+def test_shared_value_heads_are_left_alone_unless_asked_for(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model")
+    before, after = (
+        TensorReader(path) for path in (folder, add_outliers(folder, tmp_path / "grown"))
+    )
+    for name, same in (("self_attn.v_proj", False), ("self_attn.o_proj", True)):
+        a, b = (reader.numpy(f"model.layers.0.{name}.weight") for reader in (before, after))
+        # v's columns read the norm, which grows; its rows, and o, stay.
+        assert np.array_equal(a, b) == same

@@ -33,7 +33,9 @@ def test_autoawq_reads_our_weights_as_we_do(autoawq: AutoAwq, family: str, tmp_p
     setting = Setting(128, tokens, tokens[:, :48])
     work = tmp_path / "work"
     work.mkdir()
-    rows, verdicts = compare(model, [4], setting, autoawq, work, factor=16)
-    assert len(verdicts) == 4  # each of them a check that raises where AutoAWQ reads otherwise
-    kl = {(row.variant, row.method): row.kl for row in rows}
+    result = compare(model, [4], setting, autoawq, work, factor=16)
+    assert (
+        len(result.verdicts) == 4
+    )  # each of them a check that raises where AutoAWQ reads otherwise
+    kl = {(row.variant, row.method): row.kl for row in result.rows}
     assert kl["outliers x16", "awq"] < kl["outliers x16", "rtn"]
