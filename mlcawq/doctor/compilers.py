@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import shutil
 from collections.abc import Mapping
@@ -66,19 +65,6 @@ def tvm_findings(probe: Mapping[str, Any], error: str) -> list[Finding]:
     return out
 
 
-def find_cxx() -> str | None:
-    """The C++ compiler that TVM links libraries with: $CXX, $CC, or the first one found."""
-    named = os.environ.get("CXX") or os.environ.get("CC")
-    if named:
-        return named
-    # tvm.support.cc's order.
-    for name in ("g++", "gcc", "clang++", "clang", "c++", "cc"):
-        path = shutil.which(name)
-        if path:
-            return path
-    return None
-
-
 def install_cxx() -> str:
     """The command that installs a C++ compiler on this system."""
     if platform.system() == "Darwin":
@@ -96,8 +82,13 @@ def install_cxx() -> str:
 
 
 def cxx_finding() -> Finding:
-    compiler = find_cxx()
-    if compiler is None:
+    # Here, so that the report does not end where numpy is missing.
+    from mlcawq.build.compile import find_compiler
+    from mlcawq.errors import UserError
+
+    try:
+        compiler = find_compiler()
+    except UserError:
         return Finding(AREA, "c++ compiler", "missing", "none found", install_cxx())
     outcome = run([compiler, "--version"])
     if outcome.ok:
@@ -107,5 +98,5 @@ def cxx_finding() -> Finding:
         "c++ compiler",
         "broken",
         f"{compiler} --version: {outcome.error}",
-        f"unset CXX and CC, or {install_cxx()}",
+        f"name another in CXX, or {install_cxx()}",
     )

@@ -10,8 +10,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import psutil
-
 from mlcawq.doctor.findings import Finding
 
 AREA = "machine"
@@ -23,7 +21,11 @@ _SMALL_DISK = 5 * 2**30
 
 
 def findings() -> list[Finding]:
-    return [_system(), _python(), *_processor(), *_memory(), *_disks()]
+    try:
+        memory = _memory()
+    except ImportError:  # psutil; the packages' findings say so
+        memory = []
+    return [_system(), _python(), *_processor(), *memory, *_disks()]
 
 
 def _system() -> Finding:
@@ -77,6 +79,8 @@ def _processor() -> list[Finding]:
 
 
 def _memory() -> list[Finding]:
+    import psutil
+
     memory = psutil.virtual_memory()
     text = f"{gib(memory.available)} free of {gib(memory.total)}"
     limit = cgroup_limit()

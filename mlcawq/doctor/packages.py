@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from importlib import metadata
-
-from packaging.requirements import Requirement
-from packaging.version import Version
+from typing import TYPE_CHECKING
 
 from mlcawq.doctor.findings import Finding
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 AREA = "packages"
 # The wheels that bring a module `tvm` of their own.
@@ -45,6 +46,8 @@ def findings(versions: Mapping[str, str] | None = None) -> list[Finding]:
 
 def known_bad(versions: Mapping[str, str]) -> list[Finding]:
     """Combinations that install and then fail, with what is known of them."""
+    from packaging.version import Version
+
     out = []
     ffi = versions.get("apache-tvm-ffi")
     if ffi is not None and Version(ffi) >= Version("0.1.15"):
@@ -75,6 +78,8 @@ def known_bad(versions: Mapping[str, str]) -> list[Finding]:
 
 def _requirements() -> list[Requirement]:
     """What mlcawq itself requires, by its own metadata, the important ones first."""
+    from packaging.requirements import Requirement
+
     try:
         lines = metadata.requires("mlcawq") or []
     except metadata.PackageNotFoundError:
@@ -86,6 +91,8 @@ def _requirements() -> list[Requirement]:
 
 
 def _required(requirement: Requirement, versions: Mapping[str, str]) -> Finding:
+    from packaging.version import Version
+
     name = re.sub(r"[-_.]+", "-", requirement.name).lower()
     install = f"pip install '{requirement.name}{requirement.specifier}'"
     if name not in versions:

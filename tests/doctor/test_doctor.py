@@ -51,8 +51,9 @@ def test_the_compiler_is_found_and_checked(only: Path, monkeypatch: pytest.Monke
     assert compilers.cxx_finding().fix == "sudo apt-get install g++"
     program(only, "g++", "echo 'g++ 14.1'")
     assert compilers.cxx_finding().value == f"g++ 14.1 ({only / 'g++'})"
-    monkeypatch.setenv("CXX", str(only / "nothing"))
-    assert compilers.cxx_finding().status == "broken"
+    monkeypatch.setenv("CXX", str(program(only, "mine", "echo 'no licence' >&2; exit 1")))
+    broken = compilers.cxx_finding()
+    assert (broken.status, "no licence" in broken.value) == ("broken", True)
 
 
 def test_a_tvm_that_cannot_be_imported_is_broken_not_fatal() -> None:
@@ -155,3 +156,28 @@ def test_a_whole_examination(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.find("llvm").status == "ok"  # type: ignore[union-attr]
     assert {c.name: c.works for c in report.capabilities}["build for the CPU"]
     assert json.loads(json.dumps(report.as_json()))["capabilities"]
+
+
+def test_the_doctor_needs_nothing_that_may_be_missing() -> None:
+    """Everything that mlcawq depends on is hidden; the report still comes, and says what is."""
+    code = """
+import json, sys
+
+class Hidden:
+    names = ("numpy", "psutil", "torch", "tvm", "tvm_ffi", "transformers", "tokenizers", "jinja2")
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in self.names:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Hidden())
+from mlcawq.doctor import machine, packages, report
+machine_names = [f.name for f in machine.findings()]
+compiler = report._safely("compilers", lambda: [report.compilers.cxx_finding()])
+print(json.dumps({"machine": machine_names, "compiler": compiler[0].value,
+                  "packages": len(packages.findings())}))
+"""
+    found, error = run_python(code)
+    assert error == ""
+    assert "python" in found["machine"]
+    assert "memory" not in found["machine"]
+    assert found["packages"] > 10
