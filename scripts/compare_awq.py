@@ -263,8 +263,10 @@ def main() -> None:
     parser.add_argument("model", type=Path, nargs="?", default=DEMO / "model")
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3], choices=[2, 3, 4])
     parser.add_argument("--group-size", type=int, default=128)
-    parser.add_argument("--calib", default="bundled", help="as of `mlcawq quantize`")
-    parser.add_argument("--samples", type=int, default=64, help="blocks of calibration tokens")
+    parser.add_argument(
+        "--calib", default=str(DEMO / "calibration.jsonl"), help="as of `mlcawq quantize`"
+    )
+    parser.add_argument("--samples", type=int, default=32, help="blocks of calibration tokens")
     parser.add_argument("--seq-len", type=int, default=256, help="tokens in a block")
     parser.add_argument("--text", type=Path, default=DEMO / "prose_heldout.txt")
     parser.add_argument("--window", type=int, default=512)
