@@ -18,7 +18,7 @@ import psutil
 
 from mlcawq.build.chat_config import CONFIG_NAME, ChatConfig, library_name, read_chat_config
 from mlcawq.build.compile import compile_model, find_compiler, resolve_target, target_name
-from mlcawq.build.convert_weight import Conversion, Progress, convert_weight
+from mlcawq.build.convert_weight import Conversion, convert_weight
 from mlcawq.build.gen_config import GeneratedConfig, gen_config
 from mlcawq.build.verify import (
     Mode,
@@ -341,7 +341,6 @@ class _Collector:
 __all__ = [
     "BuildRequest",
     "BuildResult",
-    "Progress",
     "Reporter",
     "build",
     "build_target",

@@ -194,7 +194,7 @@ class _Progress:
 
     def __enter__(self) -> _Progress:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
         from rich.progress import TimeElapsedColumn as Elapsed
 
         self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
@@ -202,7 +202,7 @@ class _Progress:
             SpinnerColumn(),
             TextColumn("{task.description}"),
             BarColumn(),
-            DownloadColumn(),
+            TextColumn("{task.fields[amount]}"),
             Elapsed(),
             console=self.console,
             transient=True,
@@ -235,14 +235,15 @@ class _Progress:
     def stage(self, text: str) -> None:
         self._end_task()
         if self.console.is_terminal:
-            self._task = self._bar.add_task(text, total=None)
+            self._task = self._bar.add_task(text, total=None, amount="")
         else:
             self.console.print(f"{text} ...", markup=False)
 
     def weights(self, done: int, total: int) -> None:
         if self._task is None:
-            self._task = self._bar.add_task("weights", total=total)
-        self._bar.update(self._task, completed=done, total=total)
+            self._task = self._bar.add_task("weights", total=total, amount="")
+        amount = f"{_size(done)} of {_size(total)}"
+        self._bar.update(self._task, completed=done, total=total, amount=amount)
 
     def _end_task(self) -> None:
         if self._task is not None:
