@@ -186,6 +186,7 @@ class _Bar:
             TextColumn("ETA"),
             TimeRemainingColumn(),
             console=console,
+            speed_estimate_period=24 * 3600,  # blocks can take minutes each
             transient=True,
             disable=not console.is_terminal,
         )
@@ -234,11 +235,11 @@ def _table(report: Report) -> Table:
     from rich.table import Table
 
     means = report.mean_errors()
-    table = Table(title="relative output error, %", title_justify="left")
+    table = Table(title="relative output error, % (nearest: of rounding to nearest)")
     table.add_column("block")
     for linear in means:
         table.add_column(linear.name.rpartition(".")[2].removesuffix("_proj"), justify="right")
-    table.add_column("block's output", justify="right")
+    table.add_column("output", justify="right")
     for i, block in enumerate(report.blocks):
         found = {linear.name: f"{100 * linear.found:.2f}" for linear in block.linears}
         cells = [found.get(linear.name, "") for linear in means]
@@ -247,7 +248,7 @@ def _table(report: Report) -> Table:
     table.add_row("all", *(f"{100 * linear.found:.2f}" for linear in means), "")
     if report.recipe.method != "rtn":
         nearest = (f"{100 * linear.nearest:.2f}" for linear in means)
-        table.add_row("round to nearest", *nearest, "", style="dim")
+        table.add_row("nearest", *nearest, "", style="dim")
     return table
 
 
@@ -257,6 +258,6 @@ def _summary(report: Report, output: Path) -> str:
     return (
         f"on {measured.tokens} {where}: KL divergence {1000 * measured.kl:.3f} millinats a token, "
         f"same likeliest token {measured.agreement:.2%}, perplexity "
-        f"{measured.original_perplexity:.3f} -> {measured.perplexity:.3f}\n"
+        f"{measured.original_perplexity:.5g} -> {measured.perplexity:.5g}\n"
         f"written to {output}\nnext: mlcawq build {output} -o {output}-mlc --target cpu"
     )

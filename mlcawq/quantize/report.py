@@ -112,7 +112,7 @@ Against the original model, on {measured.tokens} {text}:
 
 | | original | quantized |
 |---|---|---|
-| perplexity | {measured.original_perplexity:.4f} | {measured.perplexity:.4f} |
+| perplexity | {measured.original_perplexity:.5g} | {measured.perplexity:.5g} |
 | KL divergence, millinats per token | | {measured.kl * 1000:.3f} |
 | same likeliest token | | {measured.agreement:.2%} |
 
