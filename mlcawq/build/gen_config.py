@@ -128,6 +128,9 @@ def _generation_settings(checkpoint: Path) -> dict[str, Any]:
     for key, default in _SYSTEM_DEFAULTS.items():
         values = (source.get(key) for source in sources)
         out[key] = next((value for value in values if value is not None), default)
+    # MLC has no do_sample: a model published as greedy has temperature 0 there.
+    if next((s["do_sample"] for s in sources if "do_sample" in s), None) is False:
+        out["temperature"] = 0.0
     return out
 
 

@@ -141,6 +141,23 @@ def test_sampling_defaults_come_from_generation_config(llama: Path, tmp_path: Pa
     assert config["conv_template"]["stop_token_ids"][:2] == [2, 0]
 
 
+@pytest.mark.parametrize(
+    ("given", "temperature"),
+    [
+        ({"do_sample": False}, 0.0),
+        ({"do_sample": False, "temperature": 0.6}, 0.0),
+        ({"do_sample": True, "temperature": 0.6}, 0.6),
+        ({}, 1.0),
+    ],
+)
+def test_a_model_published_as_greedy_stays_greedy(
+    llama: Path, tmp_path: Path, out: Path, given: dict, temperature: float
+) -> None:
+    checkpoint = Path(shutil.copytree(llama, tmp_path / "hf"))
+    (checkpoint / "generation_config.json").write_text(json.dumps(given))
+    assert gen_config(checkpoint, out).config["temperature"] == temperature
+
+
 def test_sizes_are_chosen_and_checked(llama: Path, out: Path) -> None:
     config = gen_config(llama, out).config
     assert (config["context_window_size"], config["prefill_chunk_size"]) == (1024, 1024)
