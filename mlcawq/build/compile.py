@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,10 +36,10 @@ def resolve_target(target: str) -> Target:
 
     Raises UserError for a target that is not known, not compiled for here, or no valid JSON.
     """
-    from mlcawq.graph._tvm import Target, tvm
+    from mlcawq.graph._tvm import Target
 
     if target == "cpu":
-        return Target({"kind": "llvm", "mcpu": tvm.target.codegen.llvm_get_system_cpu()})
+        return _machine_target()
     try:
         given = json.loads(target)
     except json.JSONDecodeError as error:
@@ -61,6 +61,40 @@ def resolve_target(target: str) -> Target:
         ) from None
     _require_native(given, target)
     return resolved
+
+
+def _machine_target() -> Target:
+    from mlcawq.graph._tvm import Target, tvm
+
+    codegen = tvm.target.codegen
+    target = Target({"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()})
+    missing = _missing_features(str(feature) for feature in codegen.llvm_get_cpu_features(target))
+    if missing:
+        target = Target({"kind": "llvm", "mcpu": target.attrs["mcpu"], "mattr": missing})
+    return target
+
+
+def _missing_features(promised: Iterable[str]) -> list[str]:
+    """LLVM's switches for what a processor's name promises and this machine does not offer.
+
+    Virtual machines often hide AVX-512; code that uses it would die of an illegal instruction.
+    Where the machine's features cannot be listed, the name is believed.
+    """
+    flags = _machine_flags()
+    vector = [name for name in promised if name.startswith(("avx", "fma", "f16c"))]
+    return sorted(f"-{name}" for name in vector if flags and name not in flags)
+
+
+def _machine_flags() -> set[str]:
+    """The x86 features that Linux lists, spelled as LLVM does (avx512vnni); else none."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return set()
+    for line in text.splitlines():
+        if line.startswith("flags"):
+            return set(line.split(":", 1)[1].replace("_", "").split())
+    return set()
 
 
 def _require_native(given: dict[str, Any], target: str) -> None:

@@ -1,0 +1,82 @@
+"""Targets and refusals of compile_model; what it computes is tested in tests/graph."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+
+import pytest
+from tiny_models import make_tiny_model
+
+from mlcawq.build import compile as module
+from mlcawq.build.compile import compile_model, find_compiler, resolve_target, target_name
+from mlcawq.checkpoint.config import read_config
+from mlcawq.errors import UserError
+
+
+def test_cpu_is_this_machine() -> None:
+    target = resolve_target("cpu")
+    assert target.kind.name == "llvm"
+    assert target_name(target) == "cpu"
+    assert target.attrs["mcpu"]
+
+
+def test_features_that_the_machine_lacks_are_switched_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A hypervisor may hide what the processor's name promises.
+    monkeypatch.setattr(module, "_machine_flags", lambda: {"avx", "avx2", "fma"})
+    assert module._missing_features(["avx2", "avx512f", "avx512bw", "sse4.2"]) == [
+        "-avx512bw",
+        "-avx512f",
+    ]
+    monkeypatch.setattr(module, "_machine_flags", set)
+    assert module._missing_features(["avx512f"]) == []
+
+
+def test_target_as_json() -> None:
+    arch = "x86-64" if platform.machine() == "x86_64" else "generic"
+    target = resolve_target(json.dumps({"kind": "llvm", "mcpu": arch}))
+    assert target.attrs["mcpu"] == arch
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("gpu", "neither cpu"),
+        ('{"kind": "cuda"}', "kind llvm"),
+        ('["llvm"]', "kind llvm"),
+        ('{"kind": "llvm", "mtriple": "riscv64-linux-gnu"}', "another architecture"),
+        ('{"kind": "llvm", "no_such_key": 1}', "does not accept"),
+    ],
+)
+def test_targets_that_are_refused(target: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        resolve_target(target)
+
+
+def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"no C\+\+ compiler"):
+        find_compiler()
+
+
+def test_a_compiler_that_cannot_link(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "broken-cxx"
+    broken.write_text("#!/bin/sh\necho 'cannot find -lc' >&2\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("CXX", str(broken))
+    config = read_config(make_tiny_model(tmp_path / "model", layers=1))
+    library = tmp_path / "out" / "lib-cpu.so"
+    with pytest.raises(UserError, match="linking failed"):
+        compile_model(config, library)
+    assert list(library.parent.iterdir()) == []
+
+
+def test_sizes_are_checked_before_compiling(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model", "mistral", layers=1, sliding_window=64)
+    with pytest.raises(UserError, match="sliding window"):
+        compile_model(read_config(folder), tmp_path / "lib.so", context_window_size=100)
+    assert not (tmp_path / "lib.so").exists()
