@@ -62,7 +62,11 @@ class Journal:
                 str(self.out),
                 "wait for it, or choose another -o",
             ) from None
-        self._open()
+        try:
+            self._open()
+        except BaseException:
+            self._lock.close()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -51,6 +51,9 @@ class ClipRecipe(_Strict):
 class Recipe(_Strict):
     """How a checkpoint is quantized.
 
+    Where choices differ by more than noise, the defaults are those of least mean KL divergence
+    from the original, over trained models with and without outlier channels, at 3 and 4 bits.
+
     method: "awq", or "rtn" (round to nearest: calibration only
         measures).
     bits, group_size, symmetric: the integers; 4 bits is what AWQ storage holds.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 from tiny_models import make_tokenizer
 
 from mlcawq.errors import UserError
-from mlcawq.quantize.calibration import BUNDLED, batched, load_calibration
+from mlcawq.quantize.calibration import BUNDLED, HUB_DATASETS, batched, load_calibration
 
 LINES = [f"Line {i}: the quick brown fox no. {i * i} jumps over {i} dogs." for i in range(400)]
 
@@ -94,6 +96,37 @@ def test_bundled_corpus_works_without_a_template() -> None:
     tokenizer.chat_template = None
     data = load_calibration(BUNDLED, tokenizer, samples=2, seq_len=32)
     assert [len(sequence) for sequence in data.sequences] == [32, 32]
+
+
+@pytest.mark.parametrize("name", ["pileval", "wikitext"])
+def test_hub_datasets(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def load_dataset(*arguments: object, split: str) -> list[dict[str, str]]:
+        asked.append((*arguments, split))
+        return [{"text": line + "\n"} for line in LINES]
+
+    stub = types.ModuleType("datasets")
+    stub.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", stub)
+    data = load_calibration(name, make_tokenizer(), samples=4, seq_len=64)
+    assert asked == [HUB_DATASETS[name]]
+    assert [len(sequence) for sequence in data.sequences] == [64] * 4
+    assert data.source == name
+
+
+def test_hub_datasets_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*_: object, split: str) -> None:
+        raise ConnectionError("no route to host")
+
+    stub = types.ModuleType("datasets")
+    stub.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", stub)
+    with pytest.raises(UserError, match="no route to host"):
+        load_calibration("pileval", make_tokenizer())
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="hub-data"):
+        load_calibration("pileval", make_tokenizer())
 
 
 def test_all_bad_lines_are_named(tmp_path: Path) -> None:
