@@ -2,7 +2,7 @@
 
     python -m scripts.demo_model.train
 
-Two CPU cores with bfloat16 units need about half an hour; nothing is downloaded.
+One CPU core with bfloat16 units needs about half an hour; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -46,11 +46,13 @@ class Leg:
         return min(self.first * (step + 1) / self.warm_up, level)
 
 
-# The second leg starts from the saved fp16 weights with a fresh optimizer, so that it can be
-# repeated or changed without the first. Sums take longer to learn than names: it has more of them.
+# Every leg but the first starts from the saved fp16 weights with a fresh optimizer, so that it can
+# be repeated or changed without those before it. Sums take longer to learn than names: the later
+# legs have more of them.
 LEGS = (
     Leg(steps=1000, warm_up=100, first=3e-3, last=1.92e-3, arithmetic=1),
     Leg(steps=800, warm_up=20, first=1.9e-3, last=0.0, arithmetic=4),
+    Leg(steps=500, warm_up=20, first=1.3e-3, last=0.0, arithmetic=2),
 )
 
 
