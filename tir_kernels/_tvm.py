@@ -6,7 +6,7 @@ import tvm
 from tvm import IRModule
 from tvm.script import tirx as T  # noqa: N812 - TVMScript's own name for it
 from tvm.target import Target
-from tvm.target.codegen import llvm_get_vector_width, target_has_features
+from tvm.target.codegen import target_has_features
 from tvm.tirx import PrimFunc
 
 __all__ = [
@@ -14,7 +14,6 @@ __all__ = [
     "PrimFunc",
     "T",
     "Target",
-    "llvm_get_vector_width",
     "target_has_features",
     "tvm",
 ]

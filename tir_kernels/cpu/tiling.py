@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tir_kernels._tvm import Target, llvm_get_vector_width
+from tir_kernels._tvm import Target, target_has_features
 
 
 @dataclass(frozen=True)
@@ -19,15 +19,18 @@ class Tiling:
 
 
 def tiling_of(target: Target) -> Tiling:
-    """Vector width as LLVM reports it; blocks that leave registers for the operands.
+    """Vector width from the target's features; blocks that leave registers for the operands.
 
-    AVX-512 and NEON have 32 registers, AVX2 and SSE 16.
+    AVX-512 and NEON have 32 registers, AVX2 and SSE 16. The features are asked for one by one:
+    LLVM's own answer (`llvm_get_vector_width`) is 512 for every x86 target.
     """
-    bits = max(128, int(llvm_get_vector_width(target)))
-    lanes = min(bits, 512) // 32
-    if lanes == 8:
+    if target_has_features("avx512f", target):
+        return Tiling(lanes=16, micro_rows=6, micro_columns=64)
+    if target_has_features("avx2", target):
         return Tiling(lanes=8, micro_rows=6, micro_columns=16)
-    return Tiling(lanes=lanes, micro_rows=6, micro_columns=4 * lanes)
+    if target_has_features("neon", target):
+        return Tiling(lanes=4, micro_rows=6, micro_columns=16)
+    return Tiling(lanes=4, micro_rows=6, micro_columns=8)
 
 
 def largest_fitting(total: int, candidates: tuple[int, ...]) -> int:
