@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from mlcawq.checkpoint.awq_format import dequantize, pack
 from mlcawq.checkpoint.config import read_config
 from mlcawq.families import find_family
+from tir_kernels.reference import dequantize, pack
 
 
 def round_weight(
@@ -66,7 +66,7 @@ def make_awq_checkpoint(
             if with_zeros:
                 state[f"{name}.qzeros"] = torch.from_numpy(packed_zeros)
             state[f"{name}.scales"] = torch.from_numpy(scales)
-            plain = dequantize(packed, packed_zeros, scales, group_size)
+            plain = dequantize(packed, packed_zeros, scales, np.float32)
             reference[f"{name}.weight"] = torch.from_numpy(plain.T.copy())
     state = {name: tensor.contiguous() for name, tensor in state.items()}
     save_file(state, out / "model.safetensors")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing
 
 from tir_kernels.layouts import ORDER, PACK
 
@@ -30,12 +31,21 @@ def unpack(words: np.ndarray) -> np.ndarray:
     return q.reshape(bits.shape[0], -1)
 
 
-def dequantize(qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    """w[k, n] = (q[k, n] - z[k // G, n]) * s[k // G, n], float64 [K, N]; G follows from shapes."""
+def dequantize(
+    qweight: np.ndarray,
+    qzeros: np.ndarray,
+    scales: np.ndarray,
+    dtype: np.typing.DTypeLike = np.float64,
+) -> np.ndarray:
+    """w[k, n] = (q[k, n] - z[k // G, n]) * s[k // G, n] as [K, N]; G follows from the shapes.
+
+    float32 holds every such product exactly: a difference of 4-bit values times a float16.
+    """
     group_size = qweight.shape[0] // qzeros.shape[0]
-    q: np.ndarray = unpack(qweight).astype(np.float64)
-    z: np.ndarray = unpack(qzeros).astype(np.float64).repeat(group_size, axis=0)
-    return (q - z) * scales.astype(np.float64).repeat(group_size, axis=0)
+    weight = unpack(qweight).astype(dtype)
+    weight -= unpack(qzeros).astype(dtype).repeat(group_size, axis=0)
+    weight *= scales.astype(dtype).repeat(group_size, axis=0)
+    return weight
 
 
 def w4a16_linear(

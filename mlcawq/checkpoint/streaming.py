@@ -14,15 +14,18 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from mlcawq.checkpoint.awq_format import dequantize
 from mlcawq.checkpoint.config import read_config
 from mlcawq.checkpoint.hf_config import portable_config
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.errors import Problem, raise_all
 from mlcawq.families import expected_tensors, find_family
+from tir_kernels.reference import dequantize
+
+AWQ_PARTS = ("qweight", "qzeros", "scales")
 
 _HEAD_BYTES = 128 * 2**20  # of head weights held in the compute type at a time
 _PLANS_KEPT = 8
@@ -78,15 +81,8 @@ class StreamedModel:
         """A tensor by its unquantized name, in the compute type; AWQ weights dequantized."""
         prefix, _, kind = name.rpartition(".")
         if kind == "weight" and self.is_quantized(prefix):
-            quantization = self.config.quantization
-            assert quantization is not None  # found by _tensor_problems
-            read = self.reader.numpy
-            weight = dequantize(
-                read(f"{prefix}.qweight"),
-                read(f"{prefix}.qzeros"),
-                read(f"{prefix}.scales"),
-                quantization.group_size,
-            )
+            qweight, qzeros, scales = (self.reader.numpy(f"{prefix}.{p}") for p in AWQ_PARTS)
+            weight = dequantize(qweight, qzeros, scales, np.float32)
             return torch.from_numpy(weight).T.contiguous().to(self.dtype)
         return self.reader.torch(name).to(self.dtype)
 

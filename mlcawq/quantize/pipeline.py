@@ -15,7 +15,6 @@ import torch
 import transformers
 
 import mlcawq
-from mlcawq.checkpoint import awq_format
 from mlcawq.checkpoint.config import read_config
 from mlcawq.checkpoint.hf_config import portable_config
 from mlcawq.checkpoint.source import copy_side_files, require_tokenizer
@@ -36,6 +35,7 @@ from mlcawq.quantize.integer import QuantizedWeight
 from mlcawq.quantize.journal import Journal
 from mlcawq.quantize.recipe import Recipe
 from mlcawq.quantize.report import BlockReport, LinearReport, ModelReport, Report, model_card
+from tir_kernels import reference
 
 REPORT_FILE = "quantization_report.json"
 _SHARD_BYTES = 2 * 2**30
@@ -280,10 +280,10 @@ class _Run:
 
 
 def awq_tensors(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
-    """A linear in AutoAWQ's gemm storage: qweight, qzeros and scales (FACTS of awq_format)."""
+    """A linear in AutoAWQ's gemm storage: qweight, qzeros and scales."""
     return {
-        "qweight": torch.from_numpy(awq_format.pack(weight.codes.numpy())),
-        "qzeros": torch.from_numpy(awq_format.pack(weight.zero.numpy())),
+        "qweight": torch.from_numpy(reference.pack(weight.codes.numpy())),
+        "qzeros": torch.from_numpy(reference.pack(weight.zero.numpy())),
         "scales": weight.scale.contiguous(),
     }
 

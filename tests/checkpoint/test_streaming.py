@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from tiny_models import ROPES, make_tiny_model
 from transformers import AutoModelForCausalLM
 
-from mlcawq.checkpoint.awq_format import dequantize, pack
 from mlcawq.checkpoint.streaming import StreamedModel
 from mlcawq.errors import UserError
+from tir_kernels.reference import dequantize, pack
 
 VOCABULARY = 259  # ids below this exist in every tiny tokenizer
 
@@ -90,7 +90,9 @@ def test_awq_folder_is_dequantized(tmp_path: Path) -> None:
         stored[f"{prefix}qweight"] = torch.from_numpy(qweight)
         stored[f"{prefix}qzeros"] = torch.from_numpy(qzeros)
         stored[f"{prefix}scales"] = torch.from_numpy(scales)
-        tensors[name] = torch.from_numpy(dequantize(qweight, qzeros, scales, 32)).T.contiguous()
+        tensors[name] = torch.from_numpy(
+            dequantize(qweight, qzeros, scales, np.float32)
+        ).T.contiguous()
     make_tiny_model(plain, "qwen2", hidden=128)
     save_file(tensors, plain / "model.safetensors", metadata={"format": "pt"})
     save_file(stored, folder / "model.safetensors")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlcawq.checkpoint import awq_format
 from tir_kernels import reference
 from tir_kernels.layouts import ORDER, LinearShape, column_shift, nibble_column
 
@@ -16,18 +15,34 @@ def test_one_word_by_hand() -> None:
     assert words.view(np.uint32)[0, 0] == 0x75316420
 
 
-def test_pack_and_unpack_are_inverse() -> None:
-    q = np.random.default_rng(0).integers(0, 16, (64, 40), dtype=np.uint8)
-    assert (reference.unpack(reference.pack(q)) == q).all()
+@pytest.mark.parametrize("shape", [(1, 8), (3, 40), (16, 128)])
+def test_every_value_lies_where_the_rule_says(shape: tuple[int, int]) -> None:
+    q = np.random.default_rng().integers(0, 16, shape, np.uint8)
+    words = reference.pack(q)
+    assert words.dtype == np.int32
+    assert words.shape == (shape[0], shape[1] // 8)
+    for row in range(shape[0]):
+        for column in range(shape[1]):
+            word = int(words[row, column // 8]) & 0xFFFFFFFF
+            nibble = [0, 2, 4, 6, 1, 3, 5, 7].index(column % 8)
+            assert (word >> (4 * nibble)) & 15 == q[row, column]
+    assert np.array_equal(reference.unpack(words), q)
 
 
-def test_the_two_references_agree() -> None:
-    rng = np.random.default_rng(1)
-    words = rng.integers(-(2**31), 2**31, (64, 5), dtype=np.int64).astype(np.int32)
-    zeros = rng.integers(-(2**31), 2**31, (2, 5), dtype=np.int64).astype(np.int32)
-    scales = rng.random((2, 40)).astype(np.float16)
-    ours = reference.dequantize(words, zeros, scales)
-    np.testing.assert_allclose(awq_format.dequantize(words, zeros, scales, 32), ours, rtol=1e-6)
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_dequantize_by_the_definition(group_size: int) -> None:
+    rng = np.random.default_rng()
+    k, n = 2 * group_size, 24
+    q = rng.integers(0, 16, (k, n), np.uint8)
+    z = rng.integers(0, 16, (2, n), np.uint8)
+    s = rng.uniform(0.01, 1, (2, n)).astype(np.float16)
+    words = reference.pack(q), reference.pack(z)
+    exact = reference.dequantize(*words, s)
+    for row in (0, group_size - 1, group_size, k - 1):
+        group = row // group_size
+        by_hand = (q[row].astype(float) - z[group].astype(float)) * s[group].astype(float)
+        assert np.array_equal(exact[row], by_hand)
+    assert np.array_equal(reference.dequantize(*words, s, np.float32), exact)
 
 
 def test_order_as_arithmetic() -> None:
