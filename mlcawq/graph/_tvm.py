@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tvm
-from tvm import IRModule, relax, tirx
+from tvm import IRModule, relax, te, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache, RopeMode
@@ -19,6 +19,7 @@ __all__ = [
     "nn",
     "op",
     "relax",
+    "te",
     "tirx",
     "tvm",
 ]

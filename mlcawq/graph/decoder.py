@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from mlcawq.checkpoint.config import ModelConfig
-from mlcawq.graph._tvm import PagedKVCache, Target, nn, op, relax
+from mlcawq.graph._tvm import PagedKVCache, Target, nn, op
 from mlcawq.graph.modules import (
     AWQLinear,
     DenseLinear,
     Embedding,
     HeadNorm,
     RMSNorm,
+    last_row,
     take_rows,
 )
 from mlcawq.graph.settings import Quantization, quantized_linears
@@ -174,7 +175,7 @@ class CausalLM(nn.Module):
 
     def prefill(self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
         hidden = self._hidden(input_embed, paged_kv_cache)
-        logits = self.get_logits(_last_row(hidden))
+        logits = self.get_logits(last_row(hidden))
         return op.reshape(logits, (1, 1, self.vocab_size)), paged_kv_cache
 
     def decode(self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
@@ -260,11 +261,3 @@ class CausalLM(nn.Module):
             mode = {"param_mode": "none" if weightless else "packed", "effect_mode": "none"}
             raw[name] = {**values, "$": mode}
         return nn.spec.ModuleSpec.from_raw(raw, self)
-
-
-def _last_row(x: nn.Tensor) -> nn.Tensor:
-    """[rows, n] -> [1, n]."""
-    rows = x.shape[0]
-    bb = relax.BlockBuilder.current()
-    row = relax.op.strided_slice(x._expr, axes=[0], begin=[rows - 1], end=[rows])
-    return nn.wrap_nested(bb.emit(row), "last_row")

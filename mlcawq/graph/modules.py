@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlcawq.graph._tvm import Target, nn, op, relax
+from mlcawq.graph._tvm import Target, nn, op, relax, te
 from tir_kernels import cpu, dispatch
 
 
@@ -108,3 +108,13 @@ def take_rows(table: nn.Tensor, rows: nn.Tensor) -> nn.Tensor:
     `op.take` would read whatever lies there, and makes TVM warn of that at every compilation.
     """
     return nn.wrap_nested(relax.op.take(table._expr, rows._expr, axis=0, mode="clip"), "take")
+
+
+def last_row(x: nn.Tensor) -> nn.Tensor:
+    """[n, m] -> [1, m]. The length of a slice would be planned at its upper bound, n."""
+
+    def select(rows: Any) -> Any:
+        n, m = rows.shape
+        return te.compute((1, m), lambda _, j: rows[n - 1, j], name="last_row")
+
+    return op.tensor_expr_op(select, "last_row", [x])
