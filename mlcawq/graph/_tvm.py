@@ -6,6 +6,7 @@ import tvm
 from tvm import IRModule, relax, te, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op
+from tvm.relax.frontend.nn.llm import kv_cache as tvm_kernels
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache, RopeMode
 from tvm.target import Target
 from tvm.tirx import PrimFunc
@@ -22,4 +23,5 @@ __all__ = [
     "te",
     "tirx",
     "tvm",
+    "tvm_kernels",
 ]

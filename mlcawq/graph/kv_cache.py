@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlcawq.checkpoint.config import ModelConfig
-from mlcawq.graph._tvm import IRModule, PrimFunc, RopeMode, Target, relax, tirx
+from mlcawq.graph._tvm import IRModule, PrimFunc, RopeMode, Target, relax, tirx, tvm_kernels
 from mlcawq.graph.rope import inverse_frequencies
 from mlcawq.graph.settings import PAGE_SIZE, Quantization
 from tir_kernels import cpu
@@ -19,8 +19,6 @@ def add_kv_cache_creation(
     It takes five shapes of one element: max_batch_size, max_total_seq_len, prefill_chunk_size,
     page_size (16, which the kernels are compiled for) and support_sliding_window (0).
     """
-    from tvm.relax.frontend.nn.llm import kv_cache as K  # noqa: N812
-
     q_heads, kv_heads, d = (
         config.num_attention_heads,
         config.num_key_value_heads,
@@ -58,7 +56,7 @@ def add_kv_cache_creation(
             relax.prim_value(kv_heads),
             relax.prim_value(d),
             relax.prim_value(d),
-            relax.ShapeExpr([int(K.AttnKind.MHA)] * layers),
+            relax.ShapeExpr([int(tvm_kernels.AttnKind.MHA)] * layers),
             relax.prim_value(False),
             relax.prim_value(RopeMode.NORMAL),
             relax.prim_value(1),
@@ -74,16 +72,22 @@ def add_kv_cache_creation(
             relax.Tuple([]),
             # TVM 0.26's own list for CPUs has these two the other way round.
             tir(
-                K.tree_attn_with_paged_kv_cache_cpu(kv_heads, q_heads, d, dtype, {}),
+                tvm_kernels.tree_attn_with_paged_kv_cache_cpu(kv_heads, q_heads, d, dtype, {}),
                 "attention_tree_paged",
             ),
-            tir(K.tree_attn_cpu(kv_heads, q_heads, d, dtype, {}), "attention_tree"),
+            tir(tvm_kernels.tree_attn_cpu(kv_heads, q_heads, d, dtype, {}), "attention_tree"),
             relax.Tuple([]),  # latent attention
             relax.Tuple([kernel(cpu.merge_state(target, dtype), "merge_state")]),
             kernel(cpu.split_rotary(q_heads, kv_heads, d, dtype, scale), "split_rotary"),
-            kernel(K._copy_single_page_cpu(kv_heads, PAGE_SIZE, d, dtype), "kv_cache_copy_page"),
-            kernel(K._kv_cache_debug_get_kv(layers, kv_heads, d, dtype), "kv_cache_debug_get_kv"),
-            kernel(K._compact_kv_copy_cpu(kv_heads, d, dtype), "kv_cache_compact"),
+            kernel(
+                tvm_kernels._copy_single_page_cpu(kv_heads, PAGE_SIZE, d, dtype),
+                "kv_cache_copy_page",
+            ),
+            kernel(
+                tvm_kernels._kv_cache_debug_get_kv(layers, kv_heads, d, dtype),
+                "kv_cache_debug_get_kv",
+            ),
+            kernel(tvm_kernels._compact_kv_copy_cpu(kv_heads, d, dtype), "kv_cache_compact"),
         ]
         cache = relax.call_pure_packed(
             "vm.builtin.paged_attention_kv_cache_create", *arguments, ty_args=relax.AnyType()

@@ -16,8 +16,8 @@ from tiny_models import make_tiny_model
 
 from mlcawq.build import convert_weight as module
 from mlcawq.build.convert_weight import convert_weight
-from mlcawq.checkpoint.awq_format import dequantize
 from mlcawq.errors import UserError
+from tir_kernels.reference import dequantize
 
 
 def read_parameters(folder: Path) -> dict[str, np.ndarray]:
@@ -48,7 +48,7 @@ def test_quantized(tmp_path: Path) -> None:
     assert "lm_head.weight" not in parameters
 
     prefix = "model.layers.1.self_attn.qkv_proj"
-    weight = dequantize(*(parameters[f"{prefix}.{k}"] for k in ("qweight", "qzeros", "scales")), 64)
+    weight = dequantize(*(parameters[f"{prefix}.{k}"] for k in ("qweight", "qzeros", "scales")))
     parts = [reference[f"model.layers.1.self_attn.{p}_proj.weight"] for p in "qkv"]
     np.testing.assert_array_equal(weight.T, torch.cat(parts).numpy())
     biases = [reference[f"model.layers.1.self_attn.{p}_proj.bias"] for p in "qkv"]
