@@ -136,10 +136,18 @@ class _BlockQuantizer:
     # Looking at the original block
 
     def _observe(self) -> list[torch.Tensor]:
-        """The original outputs; fills in the statistics, by the first reader of each input."""
+        """The original outputs; fills in the statistics, by the first reader of each input.
+
+        Inputs that no quantized linear reads are left out: they need not divide into groups.
+        """
         sample = self.recipe.scale.tokens if self.recipe.scale else 0
+        readers = [
+            group.linears[0]
+            for group in self.family.groups
+            if any(linear in self.active for linear in group.linears)
+        ]
         gather = BlockStatistics(
-            {group.linears[0]: self.linears[group.linears[0]] for group in self.family.groups},
+            {linear: self.linears[linear] for linear in readers},
             self.recipe.group_size,
             total=sum(states.shape[0] * states.shape[1] for states in self.hidden),
             sample=max(sample, _JUDGED_TOKENS),

@@ -42,8 +42,10 @@ def recipe_problems(config: ModelConfig, recipe: Recipe, fmt: Format) -> Iterato
             "use 4, or --format fake to write the dequantized weights in float16",
         )
     block = find_family(config).block
+    yield from _naming_problems(config, recipe)
     for linear, (in_features, out_features) in linear_shapes(config).items():
-        if not recipe.converts(f"{block.format(0)}.{linear}"):
+        names = (f"{block.format(i)}.{linear}" for i in range(config.num_hidden_layers))
+        if not any(map(recipe.converts, names)):
             continue
         name = block.format("*") + f".{linear}"
         if in_features % recipe.group_size:
@@ -62,6 +64,26 @@ def recipe_problems(config: ModelConfig, recipe: Recipe, fmt: Format) -> Iterato
                 name,
                 f"leave it as it is: --keep {linear}",
             )
+
+
+def _naming_problems(config: ModelConfig, recipe: Recipe) -> Iterator[Problem]:
+    """Names to keep that keep nothing, a slip of the pen, or that keep everything."""
+    family = find_family(config)
+    linears = [
+        f"{family.block.format(i)}.{linear}"
+        for i in range(config.num_hidden_layers)
+        for linear in family.linears
+    ]
+    known = [*linears, family.head, family.embedding]
+    for part in recipe.modules_to_not_convert:
+        if not any(part in name for name in known):
+            yield Problem(
+                f"no linear's name holds {part!r}",
+                "--keep",
+                f"a name is like {linears[0]}, or a part of it",
+            )
+    if not any(map(recipe.converts, linears)):
+        yield Problem("nothing is left to quantize", "--keep", "keep fewer linears")
 
 
 def estimate(

@@ -36,7 +36,9 @@ class ModuleProbe:
         step = min(_QUICK, inputs.shape[0])
         self._quick = slice(None, None, step)
         self._reference = self._run(inputs)
-        self._norm = self._weighted(self._reference, self._weights)
+        # A module that gives nothing but zeros (a block made by expanding a model) is judged by
+        # the error itself.
+        self._norm = self._weighted(self._reference, self._weights) or 1.0
 
     def error(self, scale: torch.Tensor, *, quick: bool) -> float:
         part = self._quick if quick else slice(None)

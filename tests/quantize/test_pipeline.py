@@ -336,3 +336,49 @@ def test_missing_tokenizer(tmp_path: Path, calibration: CalibrationData) -> None
     with pytest.raises(UserError, match="no tokenizer"):
         quantize_checkpoint(source, tmp_path / "out", _recipe(), calibration)
     shutil.rmtree(source)
+
+
+def test_a_kept_linear_need_not_divide(tmp_path: Path, calibration: CalibrationData) -> None:
+    """What the message about a linear that does not divide advises works."""
+    source = make_tiny_model(tmp_path / "model", intermediate=104)
+    with pytest.raises(UserError, match="--keep mlp.down_proj"):
+        quantize_checkpoint(source, tmp_path / "out", _recipe(group_size=32), calibration)
+    recipe = _recipe(group_size=32, modules_to_not_convert=["lm_head", "mlp.down_proj"])
+    report = quantize_checkpoint(source, tmp_path / "out", recipe, calibration)
+    assert "mlp.down_proj" not in {linear.name for linear in report.mean_errors()}
+    assert report.measured.kl == pytest.approx(
+        _divergence(source, tmp_path / "out", calibration.held_out), rel=0.05
+    )
+
+
+def test_keeping_the_first_block_hides_no_other(
+    tmp_path: Path, calibration: CalibrationData
+) -> None:
+    source = make_tiny_model(tmp_path / "model", intermediate=104)
+    recipe = _recipe(group_size=32, modules_to_not_convert=["layers.0."])
+    with pytest.raises(UserError, match="in_features 104"):
+        quantize_checkpoint(source, tmp_path / "out", recipe, calibration)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [(["lm_head", "dwon_proj"], "no linear's name holds 'dwon_proj'"), (["_proj"], "nothing is")],
+)
+def test_names_to_keep_that_cannot_be_meant(
+    tmp_path: Path, calibration: CalibrationData, names: list[str], message: str
+) -> None:
+    source = make_tiny_model(tmp_path / "model")
+    with pytest.raises(UserError, match=message):
+        recipe = _recipe(modules_to_not_convert=names)
+        quantize_checkpoint(source, tmp_path / "out", recipe, calibration)
+
+
+def test_a_block_that_adds_nothing(tmp_path: Path, calibration: CalibrationData) -> None:
+    """Models are made deeper by blocks whose last linears start as zeros."""
+    source = make_tiny_model(tmp_path / "model")
+    tensors = load_file(source / "model.safetensors")
+    for linear in ("self_attn.o_proj", "mlp.down_proj"):
+        tensors[f"model.layers.1.{linear}.weight"].zero_()
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    report = quantize_checkpoint(source, tmp_path / "out", _recipe(), calibration)
+    assert report.blocks[1].error == pytest.approx(0.0, abs=1e-6)
