@@ -22,18 +22,27 @@ if TYPE_CHECKING:
 
 def check_output(out: Path, *, overwrite: bool = False) -> None:
     """Raise UserError when a result could not be placed at `out`; call it before long work."""
-    out = Path(out)
-    if out.is_file():
-        raise UserError.one("is a file; a folder is written here", str(out), "choose another -o")
+    out = Path(out).absolute()
+    for path in (out, *out.parents):
+        if os.path.lexists(path) and not path.is_dir():
+            what = "is a file" if path.is_file() else "is in the way, and no folder"
+            raise UserError.one(f"{what}; a folder is written here", str(path), "choose another -o")
+    if os.path.ismount(out):
+        raise UserError.one(
+            "a mounted folder cannot be replaced as a whole",
+            str(out),
+            f"name a folder in it: -o {out / 'model'}",
+        )
+    # The folder is written beside its place, so it is the parent that must allow writing.
+    parent = _existing_parent(out.parent)
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise UserError.one("no permission to write there", str(parent), "choose another -o")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise UserError.one(
             "the output folder exists and is not empty",
             str(out),
             "choose another -o, or pass --overwrite to replace it",
         )
-    parent = _existing_parent(out)
-    if not os.access(parent, os.W_OK):
-        raise UserError.one("no permission to write there", str(parent), "choose another -o")
 
 
 @contextmanager
@@ -52,15 +61,17 @@ def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield stage
         sync_tree(stage)
         _replace(stage, out)
-    except OSError as error:
-        raise disk_error(error, out) from error
+    except Exception as error:
+        if is_disk_full(error):
+            raise disk_error(error, out) from error
+        raise
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def disk_error(error: OSError, out: Path) -> UserError | OSError:
+def disk_error(error: Exception, out: Path) -> Exception:
     """`error` as a UserError where it means that the disk is full, else `error` itself."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_disk_full(error):
         return UserError.one(
             "the disk is full; nothing was written",
             str(out),
@@ -69,19 +80,30 @@ def disk_error(error: OSError, out: Path) -> UserError | OSError:
     return error
 
 
+def is_disk_full(error: Exception) -> bool:
+    """Whether an error of the system, or one that safetensors made of it, means a full disk."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if type(error).__name__ != "SafetensorError":
+        return False
+    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT))
+
+
 def _replace(stage: Path, out: Path) -> None:
     if out.exists():
         # A folder cannot be renamed onto a full one: the old one steps aside, and comes back
         # should the second rename fail.
         old = Path(tempfile.mkdtemp(prefix=f".{out.name}.old-", dir=out.parent)) / out.name
-        out.rename(old)
         try:
+            out.rename(old)
             stage.rename(out)
-        except OSError:
-            old.rename(out)
+        except BaseException:  # an interrupt may come between the two
+            if not out.exists():
+                old.rename(out)
             raise
         finally:
-            shutil.rmtree(old.parent, ignore_errors=True)
+            if out.exists():
+                shutil.rmtree(old.parent, ignore_errors=True)
     else:
         stage.rename(out)
     _sync(out.parent)

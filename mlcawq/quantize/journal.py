@@ -18,7 +18,7 @@ from typing import IO, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from mlcawq.checkpoint.writing import disk_error, write_json
+from mlcawq.checkpoint.writing import is_disk_full, write_json
 from mlcawq.errors import UserError
 
 _JOURNAL = "journal.json"
@@ -80,11 +80,19 @@ class Journal:
         if self._restart:
             path.unlink(missing_ok=True)
         if path.exists():
-            content = json.loads(path.read_text(encoding="utf-8"))
+            try:
+                content = json.loads(path.read_text(encoding="utf-8"))
+                earlier, blocks = dict(content["fingerprint"]), list(content["blocks"])
+            except (ValueError, KeyError, TypeError):
+                raise UserError.one(
+                    "what an unfinished quantization left here is damaged",
+                    str(path),
+                    "pass --restart to discard it",
+                ) from None
             differing = [
                 topic
-                for topic in sorted({*content["fingerprint"], *self._fingerprint})
-                if content["fingerprint"].get(topic) != self._fingerprint.get(topic)
+                for topic in sorted({*earlier, *self._fingerprint})
+                if earlier.get(topic) != self._fingerprint.get(topic)
             ]
             if differing:
                 raise UserError.one(
@@ -92,7 +100,7 @@ class Journal:
                     str(self.folder),
                     "pass --restart to discard it, or run it again as it was",
                 )
-            self._reports = content["blocks"]
+            self._reports = blocks
         wanted = {_LOCK, _JOURNAL, self._state(self.finished).name}
         wanted |= {self.block_file(i).name for i in range(self.finished)}
         for leftover in self.folder.iterdir():
@@ -132,10 +140,8 @@ class Journal:
             write_json(
                 self.folder / _JOURNAL, {"fingerprint": self._fingerprint, "blocks": reports}
             )
-        except OSError as error:
-            raise disk_error(error, self.folder) from error
-        except Exception as error:  # safetensors wraps the system's error in its own
-            if "No space left" in str(error):
+        except Exception as error:
+            if is_disk_full(error):
                 raise UserError.one(
                     f"the disk is full; {i} finished blocks are kept",
                     str(self.folder),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import math
@@ -105,7 +106,7 @@ def quantize_checkpoint(
     fingerprint = _fingerprint(model, recipe, calibration, fmt)
     done = _already_done(out, fingerprint)
     if done is not None and not overwrite:
-        with Journal(out, fingerprint) as journal:
+        with Journal(out, fingerprint, restart=restart) as journal:
             journal.discard()
         return done
     check_output(out, overwrite=overwrite)
@@ -155,7 +156,7 @@ class _Run:
         self.model, self.recipe, self.fmt, self.journal = model, recipe, fmt, journal
         self.seen = calibration.held_out_is_seen
         self.held_out = batched(calibration.held_out)
-        self._clear_partial_outputs()
+        self._clear_beside("partial")
         if journal.finished:
             state = journal.state()
             self.hidden = _unpacked(state, "calibration")
@@ -167,9 +168,13 @@ class _Run:
             self.original = [model.embed(ids) for ids in self.held_out]
             self.quantized = [states.clone() for states in self.original]
 
-    def _clear_partial_outputs(self) -> None:
-        """Remove what a killed run was writing: this process alone holds the journal's lock."""
-        for leftover in self.journal.out.parent.glob(f".{self.journal.out.name}.partial-*"):
+    def _clear_beside(self, kind: str) -> None:
+        """Remove what a killed run has left: this process alone holds the journal's lock.
+
+        kind: "partial" outputs, or "old" ones that a new output was about to replace.
+        """
+        out = self.journal.out
+        for leftover in out.parent.glob(f".{glob.escape(out.name)}.{kind}-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
     def block(self, i: int) -> BlockReport:
@@ -255,6 +260,7 @@ class _Run:
             copy_side_files(model.folder, stage)
             write_json(stage / REPORT_FILE, report.to_json())
             write_file(stage / "README.md", model_card(report, self.fmt))
+        self._clear_beside("old")
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of the result: blocks from the journal, the rest as it was, in float16."""

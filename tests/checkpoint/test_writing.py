@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mlcawq.checkpoint.tensors import TensorReader
@@ -77,6 +78,71 @@ def test_a_full_disk_is_said(tmp_path: Path) -> None:
     assert leftovers(tmp_path) == []
 
 
+def test_a_disk_that_fills_under_a_shard_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors makes an error of its own of the system's."""
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    with pytest.raises(UserError, match="disk is full"), staged_folder(tmp_path / "out") as stage:
+        writer = ShardWriter(stage)
+        writer.add("x", torch.zeros(1000))
+        writer.close()
+    assert leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("moment", [1, 2, 3, 4])
+def test_an_interrupt_while_replacing_loses_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    """Before or after either of the two renames."""
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old").write_text("old")
+    rename, calls = Path.rename, iter(range(1, 100))
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if next(calls) == moment:
+            raise KeyboardInterrupt
+        moved = rename(path, target)
+        if next(calls) == moment:
+            raise KeyboardInterrupt
+        return moved
+
+    with (
+        pytest.raises(KeyboardInterrupt),
+        monkeypatch.context() as patch,
+        staged_folder(out, overwrite=True) as stage,
+    ):
+        (stage / "new").write_text("new")
+        patch.setattr(Path, "rename", interrupted)
+    assert leftovers(out) == (["new"] if moment == 4 else ["old"])
+    assert leftovers(tmp_path) == ["out"]
+
+
+def test_where_no_folder_can_be_placed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said before hours of work, not when they are over."""
+    (tmp_path / "file").touch()
+    (tmp_path / "dangling").symlink_to(tmp_path / "nothing")
+    for out, message in (
+        (tmp_path / "file" / "deep" / "out", "is a file"),
+        (tmp_path / "dangling", "in the way"),
+        (Path("/"), "mounted"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_output(out, overwrite=True)
+
+    # An empty folder that may be written to, in one that may not.
+    out = tmp_path / "closed" / "out"
+    out.mkdir(parents=True)
+    monkeypatch.setattr("os.access", lambda path, _: Path(path) != out.parent)
+    with pytest.raises(UserError, match="no permission"):
+        check_output(out)
+
+
 def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_file(path, "one")
@@ -95,7 +161,7 @@ def test_shards_read_back(tmp_path: Path, limit: int) -> None:
         writer.add(name, tensor)
     writer.add("numpy", np.arange(6, dtype=np.int32).reshape(2, 3))
     paths = writer.close()
-    assert len(paths) == (1 if limit == 10_000 else len(paths))
+    assert len(paths) == {1: 8, 300: 7, 10_000: 1}[limit]
     reader = TensorReader(tmp_path)
     assert reader.names == sorted([*tensors, "numpy"])
     for name, tensor in tensors.items():

@@ -84,6 +84,17 @@ def test_other_work_is_refused_and_named(tmp_path: Path) -> None:
         assert journal.finished == 0
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"blocks": []}'])
+def test_a_damaged_journal_is_said(tmp_path: Path, content: str) -> None:
+    with Journal(tmp_path / "out", PRINT) as journal:
+        _commit(journal)
+        (journal.folder / "journal.json").write_text(content)
+    with pytest.raises(UserError, match="--restart"), Journal(tmp_path / "out", PRINT):
+        pass
+    with Journal(tmp_path / "out", PRINT, restart=True) as journal:
+        assert journal.finished == 0
+
+
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     with (
         Journal(tmp_path / "out", PRINT),

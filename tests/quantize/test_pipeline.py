@@ -341,7 +341,7 @@ def test_missing_tokenizer(tmp_path: Path, calibration: CalibrationData) -> None
 def test_a_kept_linear_need_not_divide(tmp_path: Path, calibration: CalibrationData) -> None:
     """What the message about a linear that does not divide advises works."""
     source = make_tiny_model(tmp_path / "model", intermediate=104)
-    with pytest.raises(UserError, match="--keep mlp.down_proj"):
+    with pytest.raises(UserError, match=r"--keep mlp\.down_proj"):
         quantize_checkpoint(source, tmp_path / "out", _recipe(group_size=32), calibration)
     recipe = _recipe(group_size=32, modules_to_not_convert=["lm_head", "mlp.down_proj"])
     report = quantize_checkpoint(source, tmp_path / "out", recipe, calibration)
