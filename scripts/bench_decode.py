@@ -92,7 +92,7 @@ class Model:
         self.params, self.bytes_read = [], 0
         for entry in self.metadata["params"]:
             array = random_parameter(entry, rng)
-            # Of an embedding that is not the head too, a token reads a single row.
+            # Every byte is read for every token: the embedding is the head as well.
             self.bytes_read += array.nbytes
             self.params.append(tvm.runtime.tensor(array))
         sizes = (1, capacity, self.metadata["prefill_chunk_size"], 16, 0)
