@@ -35,7 +35,10 @@ class _Runner:
             done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
             if done.returncode != 0 or not result.is_file():
                 sys.stderr.write(done.stdout.decode(errors="replace"))
-                raise UserError.one(f"{self.name} failed; its log is above", str(self.python))
+                raise UserError.one(
+                    f"{self.name} failed (exit status {done.returncode}); its log is above",
+                    str(self.python),
+                )
             content: dict[str, Any] = json.loads(result.read_text())
             return content
 
