@@ -10,8 +10,11 @@ folders by mlc_llm as well, which write no "weight_layout" (it is "autoawq" then
 from __future__ import annotations
 
 import json
+import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +246,8 @@ def _read_conversation(
 
 def _check_config(folder: Path, config: Mapping[str, Any], problems: list[Problem]) -> None:
     where = str(folder / CONFIG)
+    if not isinstance(config.get("model_config", {}), dict):
+        problems.append(Problem("model_config is no object", where, "run `mlcawq gen-config` again"))
     for key in ("model_type", "quantization"):
         if config and not isinstance(config.get(key), str):
             problems.append(Problem(f"{key} is missing", where, "run `mlcawq gen-config` again"))
@@ -300,11 +305,23 @@ def _read_shards(folder: Path, problems: list[Problem]) -> tuple[Shard, ...]:
                 if t.offset < 0 or t.offset + t.nbytes > shard.nbytes:
                     what = f"{t.name} lies outside of {shard.path.name}"
                     problems.append(Problem(what, str(index), fix))
+                if t.nbytes != _bytes_of(t):
+                    what = f"{t.name} is {t.dtype} {list(t.shape)}, but has {t.nbytes} bytes"
+                    problems.append(Problem(what, str(index), fix))
                 if t.format not in ("raw", "f32-to-bf16"):
                     problems.append(Problem(f"{t.name} has format {t.format!r}", str(index), fix))
     except (KeyError, TypeError, ValueError) as error:
         problems.append(Problem(f"not an index of tensors ({error!r})", str(index), fix))
     return tuple(shards)
+
+
+def _bytes_of(tensor: TensorRecord) -> int:
+    """Bytes of a tensor on disk; -1 for a type that is not known."""
+    bits = re.fullmatch(r"(?:u?int|b?float)(8|16|32|64)", tensor.dtype)
+    width = int(bits[1]) // 8 if bits else -1
+    if tensor.format == "f32-to-bf16" and tensor.dtype == "float32":
+        width = 2
+    return prod(tensor.shape) * width
 
 
 def _find_libraries(folder: Path, library: Path | None, problems: list[Problem]) -> dict[str, Path]:
@@ -319,6 +336,9 @@ def _find_libraries(folder: Path, library: Path | None, problems: list[Problem])
             kind = _TARGET_ALIASES.get(kind, kind)
             if kind in DEVICES:
                 found[kind] = file
+                if _is_cut_short(file):
+                    what = "the library is cut short: an incomplete copy"
+                    problems.append(Problem(what, str(file), "copy it again, or compile it again"))
     if not found:
         if library is not None:
             problems.append(
@@ -337,3 +357,17 @@ def _find_libraries(folder: Path, library: Path | None, problems: list[Problem])
                 )
             )
     return found
+
+
+def _is_cut_short(library: Path) -> bool:
+    """Does an ELF file end before its section headers do, which linkers write last?
+
+    The system's loader would map such a file and die of it (SIGBUS) instead of saying so.
+    """
+    with library.open("rb") as stream:
+        head = stream.read(64)
+    if head[:6] != b"\x7fELF\x02\x01" or len(head) < 64:  # 64 bits, little-endian
+        return False  # whatever it is, the loader tells
+    (offset,) = struct.unpack_from("<Q", head, 0x28)
+    size, count = struct.unpack_from("<HH", head, 0x3A)
+    return bool(library.stat().st_size < offset + size * count)

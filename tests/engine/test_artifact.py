@@ -96,6 +96,24 @@ def test_a_library_that_is_none(own_built):
     refused(own_built, "lib-cpu.so", "cannot be loaded")
 
 
+def test_a_library_that_was_copied_half(own_built):
+    library = own_built / "lib-cpu.so"
+    library.write_bytes(library.read_bytes()[: library.stat().st_size // 2])
+    refused(own_built, "cut short", str(library))
+
+
+def test_an_index_that_contradicts_itself(own_built):
+    index = own_built / "tensor-cache.json"
+    data = json.loads(index.read_text())
+    records = data["records"][0]["records"]
+    records[0]["nbytes"] -= 2
+    records[1]["dtype"] = "complex128"
+    index.write_text(json.dumps(data))
+    edit(own_built / "mlc-chat-config.json", model_config=[])
+    names = (records[0]["name"], records[1]["name"])
+    refused(own_built, *names, "model_config is no object", problems=3)
+
+
 def test_devices(own_built):
     refused(own_built, "unknown device 'tpu'", device="tpu")
     refused(own_built, "no library for cuda", "--target cuda", device="cuda")
