@@ -151,20 +151,24 @@ class SamplerState:
             self._counts[token] += 1
 
     def penalize(self, logits: np.ndarray) -> None:
-        """Steps 1 to 3 of the module's list, in place. logits: float32 [V]."""
+        """Steps 1 to 3 of the module's list, in place.
+
+        logits: float32 [n], of the first n ids of the vocabulary; the others cannot be chosen.
+        """
         if self._bias_ids.size:
-            logits[self._bias_ids] += self._bias
+            inside = self._bias_ids < logits.size
+            logits[self._bias_ids[inside]] += self._bias[inside]
         if self._seen is None or self._counts is None:
             return
         p = self.params
         if p.repetition_penalty != 1.0:
-            ids = np.flatnonzero(self._seen)
+            ids = np.flatnonzero(self._seen[: logits.size])
             seen = logits[ids]
             logits[ids] = np.where(
                 seen < 0, seen * p.repetition_penalty, seen / p.repetition_penalty
             )
         if p.presence_penalty or p.frequency_penalty:
-            ids = np.flatnonzero(self._counts)
+            ids = np.flatnonzero(self._counts[: logits.size])
             logits[ids] -= p.presence_penalty + p.frequency_penalty * self._counts[ids]
 
 

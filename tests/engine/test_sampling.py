@@ -127,6 +127,15 @@ def test_padding_ids_are_never_chosen():
         assert all(sample(logits, [state], 30)[0] < 30 for _ in range(20))
 
 
+def test_ids_that_cannot_be_chosen_are_left_out_of_the_penalties():
+    params = SamplingParams(
+        temperature=0, logit_bias={1: 100.0, 7: 100.0}, repetition_penalty=2.0, presence_penalty=1.0
+    )
+    state = SamplerState(params, [0, 7], 8)
+    state.record(6)
+    assert sample(np.ones((1, 8), np.float32), [state], 5) == [1]
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_no_numbers_are_an_error(bad):
     logits = np.full((2, 8), bad if bad == -np.inf else 0.0, np.float32)
