@@ -90,7 +90,7 @@ def chat(
     One-shot, stdout carries the answer and nothing else. A session has commands (/help lists
     them); Ctrl-C stops an answer, Ctrl-D leaves.
     """
-    one_shot = prompt is not None or not sys.stdin.isatty()
+    one_shot = prompt is not None or sys.stdin is None or not sys.stdin.isatty()
     if json_output and not one_shot:
         raise typer.BadParameter("--json goes with --prompt or piped input")
 
@@ -112,6 +112,9 @@ def chat(
         "max_tokens": max_tokens,
     }
     SamplingParams().override(**options)  # wrong values are reported before anything is loaded
+    if system is not None:
+        with _as_text("the system message"):
+            system.encode()
     text = _one_prompt(prompt) if one_shot else ""
 
     started = time.perf_counter()
@@ -125,16 +128,26 @@ def chat(
 
 
 def _one_prompt(prompt: str | None) -> str:
-    try:
-        text = sys.stdin.read().removesuffix("\n") if prompt in (None, "-") else str(prompt)
-        text.encode()  # bytes of the command line that are no UTF-8 have become surrogates
-    except UnicodeError:
-        raise UserError.one(
-            "the prompt is not valid UTF-8 text", fix="convert it, for example with iconv"
-        ) from None
+    with _as_text("the prompt"):
+        if prompt not in (None, "-"):
+            text = str(prompt)
+        else:  # stdin is None where whoever started this has closed it
+            text = sys.stdin.read().removesuffix("\n") if sys.stdin is not None else ""
+        text.encode()
     if not text:
         raise UserError.one("the prompt is empty", fix="give --prompt TEXT, or text on stdin")
     return text
+
+
+@contextmanager
+def _as_text(what: str) -> Iterator[None]:
+    """Bytes of the command line that are no UTF-8 are lone surrogates here, and fail to encode."""
+    try:
+        yield
+    except UnicodeError:
+        raise UserError.one(
+            f"{what} is not valid UTF-8 text", fix="convert it, for example with iconv"
+        ) from None
 
 
 def _load(
@@ -159,12 +172,6 @@ def _load(
     session = ChatSession(engine, engine.default_params.override(**options))
     if session.is_plain:
         engine.notes.append("this model has no chat template: it continues your text as it stands")
-        if system is not None:
-            raise UserError.one(
-                "this model has no chat template, so it takes no system message",
-                "--system",
-                "put it into the prompt",
-            )
     if system is not None:
         session.set_system(system)
     for note in engine.notes:

@@ -78,16 +78,16 @@ class ChatSession:
         Raises UserError when the question does not fit into the context window. A question
         whose answer never began is forgotten.
         """
-        self.turns.append({"role": "user", "content": text})
         return self._answer(text)
 
     def regenerate(self) -> Generator[Delta, None, None]:
-        """Another answer to the last question. Raises UserError when there is none."""
-        if self.turns and self.turns[-1]["role"] == "assistant":
-            self.turns.pop()
+        """Another answer to the last question. Raises UserError when there is none.
+
+        The old answer stays when the new one never begins.
+        """
         if not self.turns:
             raise UserError.one("there is no answer to replace yet", fix="ask something first")
-        return self._answer(self.turns[-1]["content"])
+        return self._answer(self.turns[-2]["content"], again=True)
 
     def reset(self) -> None:
         """Forget the conversation; settings and system message stay."""
@@ -96,8 +96,13 @@ class ChatSession:
     def set_system(self, text: str | None) -> None:
         """A new system message (None: the template's own) and a new conversation.
 
-        Raises UserError when the model's template has no place for one.
+        Raises UserError when the model has no chat template, or one without a place for it.
         """
+        if self.is_plain:
+            raise UserError.one(
+                "this model has no chat template, so it takes no system message",
+                fix="put it into the text",
+            )
         if text:
             self.engine.conversation.segments([{"role": "system", "content": text}])
         self.system = text
@@ -137,7 +142,10 @@ class ChatSession:
             f"## {titles[message['role']]}\n\n{message['content']}\n" for message in self.messages()
         )
 
-    def _answer(self, text: str) -> Generator[Delta, None, None]:
+    def _answer(self, text: str, *, again: bool = False) -> Generator[Delta, None, None]:
+        replaced = self.turns.pop() if again else None
+        if replaced is None:
+            self.turns.append({"role": "user", "content": text})
         deltas = self.engine.generate(text if self.is_plain else self.messages(), self.params)
         parts: list[str] = []
         stats: RequestStats | None = None
@@ -149,7 +157,10 @@ class ChatSession:
         finally:
             deltas.close()
             if stats is None or not stats.completion_tokens:
-                self.turns.pop()  # it never began: as if it had not been asked
+                if replaced is None:
+                    self.turns.pop()  # it never began: as if it had not been asked
+                else:
+                    self.turns.append(replaced)
             else:
                 self.turns.append({"role": "assistant", "content": "".join(parts)})
                 self.last = stats

@@ -101,6 +101,21 @@ def test_bytes_that_are_no_text(built):
         assert b"not valid UTF-8" in result.stderr
 
 
+def test_a_system_message_that_is_no_text(built):
+    command = [*PROGRAM, str(built), "--prompt", "x", "--system", b"caf\xe9"]
+    result = subprocess.run(command, capture_output=True, check=False)
+    assert result.returncode == 1
+    assert b"the system message is not valid UTF-8" in result.stderr
+
+
+def test_a_closed_stdin(run, built, monkeypatch):
+    options = (built, "--temperature", "0", "--max-tokens", "5")
+    expected = run(*options, "--prompt", "Hello").stdout
+    monkeypatch.setattr(io, "StringIO", lambda text: None)  # what `run` gives as standard input
+    assert run(*options, "--prompt", "Hello").stdout == expected
+    assert "prompt is empty" in run(*options, code=1).stderr
+
+
 def test_a_terminal_without_the_characters_of_an_answer(built):
     result = subprocess.run(
         [*PROGRAM, str(built), "--prompt", "Hello", "--temperature", "0", "--max-tokens", "12"],

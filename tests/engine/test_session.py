@@ -2,6 +2,8 @@
 
 import pytest
 
+from mlcawq.engine.conversation import Conversation
+from mlcawq.engine.engine import Delta, RequestStats
 from mlcawq.engine.sampling import SamplingParams
 from mlcawq.engine.session import ChatSession, unescape
 from mlcawq.errors import UserError
@@ -61,6 +63,28 @@ def test_regenerating_replaces_the_answer(session):
     again = text_of(session.regenerate())
     assert [turn["role"] for turn in session.turns] == ["user", "assistant"]
     assert session.turns[1]["content"] == again
+
+
+def test_an_answer_stays_when_the_one_to_replace_it_never_begins(session, monkeypatch):
+    text_of(session.ask("One"))
+    before = session.messages()
+    with monkeypatch.context() as patch:
+        prefilling = Delta(1, "", (), None, RequestStats(prompt_tokens=9))
+        patch.setattr(session.engine, "generate", lambda prompt, params: (yield prefilling))
+        again = session.regenerate()
+        assert next(again) is prefilling
+        again.close()
+    assert session.messages() == before
+    assert text_of(session.regenerate())
+    assert [turn["role"] for turn in session.turns] == ["user", "assistant"]
+
+
+def test_a_text_to_continue_has_no_system_message(session, monkeypatch):
+    plain = Conversation(roles={"user": "", "assistant": ""}, seps=[""])
+    monkeypatch.setattr(session.engine, "conversation", plain)
+    with pytest.raises(UserError, match="no chat template"):
+        session.set_system("Be brief.")
+    assert session.system is None
 
 
 def test_a_system_message_starts_anew(session):
