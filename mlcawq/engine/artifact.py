@@ -247,7 +247,9 @@ def _read_conversation(
 def _check_config(folder: Path, config: Mapping[str, Any], problems: list[Problem]) -> None:
     where = str(folder / CONFIG)
     if not isinstance(config.get("model_config", {}), dict):
-        problems.append(Problem("model_config is no object", where, "run `mlcawq gen-config` again"))
+        problems.append(
+            Problem("model_config is no object", where, "run `mlcawq gen-config` again")
+        )
     for key in ("model_type", "quantization"):
         if config and not isinstance(config.get(key), str):
             problems.append(Problem(f"{key} is missing", where, "run `mlcawq gen-config` again"))
