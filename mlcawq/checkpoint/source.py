@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from mlcawq.checkpoint.tensors import INDEX
 from mlcawq.checkpoint.writing import ShardWriter, staged_folder
@@ -73,6 +74,25 @@ def require_tokenizer(folder: Path) -> None:
         str(folder),
         "copy the tokenizer files of the original model into the folder",
     )
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """transformers' tokenizer of a model folder. Never runs code that the folder brings.
+
+    Raises UserError when there is none, or none that transformers can read.
+    """
+    from transformers import AutoTokenizer
+
+    require_tokenizer(folder)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises bare Exception for every broken file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError.one(
+            f"the tokenizer cannot be read: {reason}",
+            str(folder),
+            "copy the tokenizer files of the original model into the folder",
+        ) from error
 
 
 def copy_side_files(source: Path, target: Path) -> list[str]:

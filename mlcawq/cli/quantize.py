@@ -95,8 +95,7 @@ def quantize(
     if fmt not in ("awq", "fake"):
         raise typer.BadParameter(f"{fmt!r} is neither awq nor fake", param_hint="--format")
 
-    from mlcawq.checkpoint.source import resolve
-    from mlcawq.checkpoint.writing import check_output
+    from mlcawq.checkpoint.source import load_tokenizer, resolve
     from mlcawq.quantize.recipe import load_recipe
 
     overrides: dict[str, Any] = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
@@ -109,21 +108,18 @@ def quantize(
 
     _quiet_libraries()
     from rich.console import Console
-    from transformers import AutoTokenizer
 
     from mlcawq.checkpoint.config import read_config
     from mlcawq.quantize.calibration import load_calibration
     from mlcawq.quantize.pipeline import check_checkpoint, quantize_checkpoint
 
-    check_checkpoint(folder, chosen, fmt)  # type: ignore[arg-type]
-    if output.is_file():
-        check_output(output)
+    check_checkpoint(folder, output, chosen, fmt, overwrite=overwrite)  # type: ignore[arg-type]
     console = Console(stderr=True)
     length = calib_seq_len or min(512, read_config(folder).max_position_embeddings)
     console.print("reading calibration text", style="dim", highlight=False)
     calibration = load_calibration(
         calib,
-        AutoTokenizer.from_pretrained(folder),
+        load_tokenizer(folder),
         samples=calib_samples,
         seq_len=length,
         seed=seed,

@@ -14,9 +14,11 @@ from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.checkpoint.writing import free_bytes
 from mlcawq.errors import Problem
 from mlcawq.families import find_family, linear_shapes
+from mlcawq.quantize.calibration import CalibrationData
 from mlcawq.quantize.recipe import Recipe
 
 Format = Literal["awq", "fake"]
+LOGIT_TOKENS = 512  # whose logits are in memory at a time
 _FLOAT = 4  # bytes of what is computed in
 _PROCESS = 600 * 2**20  # interpreter, torch, transformers
 
@@ -86,6 +88,17 @@ def _naming_problems(config: ModelConfig, recipe: Recipe) -> Iterator[Problem]:
         yield Problem("nothing is left to quantize", "--keep", "keep fewer linears")
 
 
+def calibration_problems(data: CalibrationData, config: ModelConfig) -> Iterator[Problem]:
+    """Why a model cannot be run on calibration text."""
+    largest = max(int(sequence.max()) for sequence in (*data.sequences, *data.held_out))
+    if largest >= config.vocab_size:
+        yield Problem(
+            f"the tokenizer gives token {largest}, and the model knows {config.vocab_size} tokens",
+            data.source,
+            "the tokenizer belongs to another model: copy the right one into the folder",
+        )
+
+
 def estimate(
     config: ModelConfig, reader: TensorReader, recipe: Recipe, fmt: Format, tokens: int
 ) -> Needs:
@@ -96,7 +109,7 @@ def estimate(
     hidden = tokens * config.hidden_size * _FLOAT
     batch = 2048 * (6 * config.hidden_size + 3 * config.intermediate_size) * _FLOAT
     sample = 2048 * sum(k + n for k, n in shapes.values()) * _FLOAT
-    logits = 3 * 512 * config.vocab_size * _FLOAT
+    logits = 4 * LOGIT_TOKENS * config.vocab_size * _FLOAT
     embedding = max(reader.info(name).nbytes for name in reader.names)
     # Weights of a block, their rounded copies during a search, and the last conversion's copy.
     work = (block + 3 * widest) * _FLOAT + 3 * hidden + batch + sample

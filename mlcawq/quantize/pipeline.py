@@ -18,7 +18,7 @@ import transformers
 import mlcawq
 from mlcawq.checkpoint.config import read_config
 from mlcawq.checkpoint.hf_config import portable_config
-from mlcawq.checkpoint.source import copy_side_files, require_tokenizer
+from mlcawq.checkpoint.source import SIDE_FILES, copy_side_files, require_tokenizer
 from mlcawq.checkpoint.streaming import StreamedModel
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.checkpoint.writing import (
@@ -31,7 +31,15 @@ from mlcawq.checkpoint.writing import (
 from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.quantize.block import BlockResult, quantize_block
 from mlcawq.quantize.calibration import CalibrationData, batched
-from mlcawq.quantize.checks import Format, Needs, estimate, machine_problems, recipe_problems
+from mlcawq.quantize.checks import (
+    LOGIT_TOKENS,
+    Format,
+    Needs,
+    calibration_problems,
+    estimate,
+    machine_problems,
+    recipe_problems,
+)
 from mlcawq.quantize.integer import QuantizedWeight
 from mlcawq.quantize.journal import Journal
 from mlcawq.quantize.recipe import Recipe
@@ -69,11 +77,41 @@ class Silent:
     def stage(self, name: str) -> None: ...
 
 
-def check_checkpoint(src: Path, recipe: Recipe, fmt: Format = "awq") -> None:
-    """Raise UserError with everything in the way of quantizing `src`. Reads no weights."""
-    require_tokenizer(src)
-    raise_all(recipe_problems(read_config(src), recipe, fmt))
-    TensorReader(src)
+def check_checkpoint(
+    src: Path, out: Path, recipe: Recipe, fmt: Format = "awq", *, overwrite: bool = False
+) -> None:
+    """Raise UserError with everything in the way of quantizing `src` to `out`. Reads no weights.
+
+    An `out` that mlcawq wrote passes: whether it is this very result is known only once the
+    calibration text has been read.
+    """
+    problems: list[Problem] = []
+    ours = (out / REPORT_FILE).is_file()
+    for check in (
+        lambda: require_tokenizer(src),
+        lambda: raise_all(recipe_problems(read_config(src), recipe, fmt)),
+        lambda: TensorReader(src),
+        lambda: raise_all(_replacing_problems(src, out, overwrite)),
+        lambda: check_output(out, overwrite=overwrite or ours),
+    ):
+        try:
+            check()
+        except UserError as error:
+            problems.extend(error.problems)
+    raise_all(problems)
+
+
+def _replacing_problems(src: Path, out: Path, overwrite: bool) -> Iterator[Problem]:
+    """--overwrite replaces an earlier result, never the original or a folder of other things."""
+    place, source = out.resolve(), src.resolve()
+    if place == source or place in source.parents:
+        yield Problem("the output would replace the original model", str(out), "choose another -o")
+    elif overwrite and out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file():
+        yield Problem(
+            "--overwrite replaces model folders only, and there is no config.json",
+            str(out),
+            "choose another -o, or remove the folder yourself",
+        )
 
 
 def quantize_checkpoint(
@@ -101,8 +139,9 @@ def quantize_checkpoint(
     """
     src, out = Path(src), Path(out)
     progress = progress or Silent()
-    check_checkpoint(src, recipe, fmt)
+    check_checkpoint(src, out, recipe, fmt, overwrite=overwrite)
     model = StreamedModel(src)
+    raise_all(calibration_problems(calibration, model.config))
     fingerprint = _fingerprint(model, recipe, calibration, fmt)
     done = _already_done(out, fingerprint)
     if done is not None and not overwrite:
@@ -226,15 +265,22 @@ class _Run:
             self.held_out, self.original, self.quantized, strict=True
         ):
             for j in range(len(ids)):
-                expected = self.model.head(original[j]).log_softmax(-1)
-                found = self.model.head(quantized[j]).log_softmax(-1)
-                divergence += float((expected.exp() * (expected - found)).sum(dtype=torch.float64))
-                agreeing += float((expected.argmax(-1) == found.argmax(-1)).sum())
-                following = ids[j, 1:].unsqueeze(-1)
-                loss -= float(found[:-1].gather(-1, following).sum(dtype=torch.float64))
-                original_loss -= float(expected[:-1].gather(-1, following).sum(dtype=torch.float64))
-                tokens += ids.shape[1]
-                predicted += ids.shape[1] - 1
+                for start in range(0, ids.shape[1], LOGIT_TOKENS):
+                    part = slice(start, start + LOGIT_TOKENS)
+                    expected = self.model.head(original[j, part]).log_softmax(-1)
+                    found = self.model.head(quantized[j, part]).log_softmax(-1)
+                    divergence += float(
+                        (expected.exp() * (expected - found)).sum(dtype=torch.float64)
+                    )
+                    agreeing += float((expected.argmax(-1) == found.argmax(-1)).sum())
+                    following = ids[j, start + 1 : start + 1 + LOGIT_TOKENS].unsqueeze(-1)
+                    known = len(following)
+                    loss -= float(found[:known].gather(-1, following).sum(dtype=torch.float64))
+                    original_loss -= float(
+                        expected[:known].gather(-1, following).sum(dtype=torch.float64)
+                    )
+                    tokens += len(found)
+                    predicted += known
         predicted = max(predicted, 1)
         return ModelReport(
             tokens,
@@ -368,8 +414,15 @@ def _fingerprint(
     ]
     files = sorted({reader.info(name).file for name in reader.names})
     stamps = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    beside = [model.folder / name for name in SIDE_FILES]
+    copied = [
+        [file.name, hashlib.sha256(file.read_bytes()).hexdigest()]
+        for file in beside
+        if file.is_file()
+    ]
     return {
         "model": _digest([model.config.raw, headers, stamps]),
+        "tokenizer or generation config": _digest(copied),
         "recipe": {"format": fmt, **recipe.model_dump(mode="json")},
         "calibration text": calibration.digest,
         "software version": _versions(),
@@ -389,6 +442,7 @@ def _already_done(out: Path, fingerprint: dict[str, Any]) -> Report | None:
         content = json.loads((out / REPORT_FILE).read_text(encoding="utf-8"))
         if content["fingerprint"] != _digest(fingerprint):
             return None
+        TensorReader(out)  # the weights are still there
         return Report(
             **{
                 **content,
@@ -397,5 +451,5 @@ def _already_done(out: Path, fingerprint: dict[str, Any]) -> Report | None:
                 "measured": ModelReport(**content["measured"]),
             }
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, UserError):
         return None

@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mlcawq.checkpoint.source import copy_side_files, require_tokenizer, resolve
+from mlcawq.checkpoint.source import (
+    copy_side_files,
+    load_tokenizer,
+    require_tokenizer,
+    resolve,
+)
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.errors import UserError
 
@@ -90,3 +95,11 @@ def test_a_tokenizer_is_required(tiny_llama: Path, tmp_path: Path) -> None:
         require_tokenizer(tmp_path)
     assert "tokenizer.json" in copy_side_files(tiny_llama, tmp_path)
     require_tokenizer(tmp_path)
+
+
+def test_a_broken_tokenizer_is_named(tiny_llama: Path, tmp_path: Path) -> None:
+    assert load_tokenizer(tiny_llama)("fox").input_ids
+    copy_side_files(tiny_llama, tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="the tokenizer cannot be read"):
+        load_tokenizer(tmp_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -335,7 +334,74 @@ def test_missing_tokenizer(tmp_path: Path, calibration: CalibrationData) -> None
     (source / "tokenizer.json").unlink()
     with pytest.raises(UserError, match="no tokenizer"):
         quantize_checkpoint(source, tmp_path / "out", _recipe(), calibration)
-    shutil.rmtree(source)
+
+
+def test_everything_in_the_way_is_said_at_once(
+    tmp_path: Path, calibration: CalibrationData
+) -> None:
+    source = make_tiny_model(tmp_path / "model")
+    (source / "tokenizer.json").unlink()
+    (source / "model.safetensors").write_bytes(b"")
+    (tmp_path / "out").touch()
+    with pytest.raises(UserError) as caught:
+        quantize_checkpoint(source, tmp_path / "out", _recipe(bits=3), calibration)
+    text = str(caught.value)
+    for part in ("no tokenizer", "3", "only 0 bytes", "is a file"):
+        assert part in text
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_the_original_is_never_replaced(
+    tmp_path: Path, calibration: CalibrationData, overwrite: bool
+) -> None:
+    source = make_tiny_model(tmp_path / "models" / "model")
+    (tmp_path / "link").symlink_to(source)
+    for out in (source, tmp_path / "link", tmp_path / "models"):
+        with pytest.raises(UserError, match="would replace the original"):
+            quantize_checkpoint(source, out, _recipe(), calibration, overwrite=overwrite)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "diary.txt").touch()
+    with pytest.raises(UserError, match="model folders only" if overwrite else "not empty"):
+        quantize_checkpoint(source, tmp_path / "mine", _recipe(), calibration, overwrite=overwrite)
+
+
+def test_a_finished_output_without_its_weights_is_not_finished(
+    tmp_path: Path, calibration: CalibrationData
+) -> None:
+    source = make_tiny_model(tmp_path / "model")
+    quantize_checkpoint(source, tmp_path / "out", _recipe(method="rtn"), calibration)
+    weights = tmp_path / "out" / "model.safetensors"
+    weights.unlink()
+    with pytest.raises(UserError, match="--overwrite"):
+        quantize_checkpoint(source, tmp_path / "out", _recipe(method="rtn"), calibration)
+    quantize_checkpoint(
+        source, tmp_path / "out", _recipe(method="rtn"), calibration, overwrite=True
+    )
+    assert weights.exists()
+    # What is copied from the original counts as well.
+    (source / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(UserError, match="--overwrite"):
+        quantize_checkpoint(source, tmp_path / "out", _recipe(method="rtn"), calibration)
+
+
+def test_a_tokenizer_of_another_model_is_said(tmp_path: Path, calibration: CalibrationData) -> None:
+    source = make_tiny_model(tmp_path / "model", vocab_size=100)
+    with pytest.raises(UserError, match="the model knows 100 tokens"):
+        quantize_checkpoint(source, tmp_path / "out", _recipe(), calibration)
+
+
+def test_measured_in_pieces_is_measured_alike(
+    tmp_path: Path, calibration: CalibrationData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_tiny_model(tmp_path / "model")
+    found = []
+    for tokens in (512, 7):
+        monkeypatch.setattr("mlcawq.quantize.pipeline.LOGIT_TOKENS", tokens)
+        out = tmp_path / str(tokens)
+        found.append(quantize_checkpoint(source, out, _recipe(method="rtn"), calibration).measured)
+    assert found[0].tokens == found[1].tokens
+    for key in ("kl", "agreement", "perplexity", "original_perplexity"):
+        assert getattr(found[0], key) == pytest.approx(getattr(found[1], key), rel=1e-3)
 
 
 def test_a_kept_linear_need_not_divide(tmp_path: Path, calibration: CalibrationData) -> None:
