@@ -6,7 +6,6 @@ in memory.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,8 +13,9 @@ from typing import Any
 
 import torch
 
+from mlcawq.checkpoint.config import load_json
 from mlcawq.checkpoint.hf_config import portable_config
-from mlcawq.checkpoint.source import require_tokenizer
+from mlcawq.checkpoint.source import load_tokenizer
 from mlcawq.checkpoint.streaming import StreamedModel
 from mlcawq.errors import UserError
 from mlcawq.families import expected_tensors
@@ -44,12 +44,11 @@ def load_whole(streamed: StreamedModel) -> Any:
 
 def stop_ids(folder: Path, tokenizer: Any) -> list[int]:
     """Every token id that ends an answer, by generation_config.json, config.json or tokenizer."""
-    found: set[int] = set()
+    found: set[int | None] = {tokenizer.eos_token_id}
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
-            given = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
+            given = load_json(folder / name).get("eos_token_id")
             found.update(given if isinstance(given, list) else [given])
-    found.add(tokenizer.eos_token_id)
     return sorted(token for token in found if token is not None)
 
 
@@ -60,10 +59,7 @@ class CheckpointAnswerer:
     """
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
-
-        require_tokenizer(folder)
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        self._tokenizer = load_tokenizer(folder)
         if not self._tokenizer.chat_template:
             raise UserError.one(
                 "no chat template, so it cannot be asked questions",

@@ -58,7 +58,10 @@ def read_questions(path: Path) -> list[Question]:
     questions: list[Question] = []
     problems: list[Problem] = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: JSON strings may hold U+2028 and other ends of lines as they are.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except OSError as error:
+        raise UserError.one(f"cannot be read: {error.strerror}", str(path)) from None
     except UnicodeDecodeError as error:
         raise UserError.one(f"not UTF-8 text: {error}", str(path)) from None
     for number, line in enumerate(lines, 1):
@@ -66,7 +69,7 @@ def read_questions(path: Path) -> list[Question]:
             continue
         try:
             entry = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             entry = None
         if isinstance(entry, dict) and all(
             isinstance(entry.get(key), str) and entry[key].strip() for key in ("question", "answer")

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 
+from mlcawq.checkpoint.source import load_tokenizer
 from mlcawq.errors import Problem, UserError
 
 DEFAULT_WINDOW = 2048
@@ -51,14 +52,7 @@ class _SlowTokenizer:
     """Any other tokenizer that transformers knows (tokenizer.model, vocab.json with merges)."""
 
     def __init__(self, folder: Path) -> None:
-        from transformers import AutoTokenizer
-
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, ImportError) as error:
-            raise UserError.one(
-                f"no usable tokenizer: {error}", str(folder), "add its tokenizer.json"
-            ) from None
+        self._tokenizer = load_tokenizer(folder)
 
     def encode(self, text: str) -> list[int]:
         return list(self._tokenizer(text, verbose=False)["input_ids"])
@@ -99,7 +93,9 @@ def read_text(path: Path) -> str:
     if not path.is_file():
         raise UserError.one("no such file", str(path), "give a text file with --text")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError.one(f"cannot be read: {error.strerror}", str(path)) from None
     except UnicodeDecodeError as error:
         raise UserError.one(f"not UTF-8 text: {error}", str(path)) from None
     if not text.strip():

@@ -35,6 +35,12 @@ def test_every_broken_line_is_named(tmp_path: Path) -> None:
     assert [problem.where.rpartition(" ")[2] for problem in error.value.problems] == ["3", "4", "5"]
 
 
+def test_lines_end_with_newlines_only(tmp_path: Path) -> None:
+    path = tmp_path / "q.jsonl"
+    path.write_text('\ufeff{"question": "a\u2028b", "answer": "c"}\r\n', encoding="utf-8")
+    assert read_questions(path) == [Question("a\u2028b", "c")]
+
+
 def test_a_file_without_questions(tmp_path: Path) -> None:
     path = tmp_path / "q.jsonl"
     path.write_text("\n")
