@@ -169,20 +169,22 @@ def _documents(source: str) -> Iterator[Document]:
             f"give a file, or one of: {BUNDLED}, {', '.join(HUB_DATASETS)}",
         )
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError.one("no such file", str(path), "check --calib") from None
+    except OSError as error:
+        raise UserError.one(f"cannot be read: {error.strerror}", str(path)) from None
     except UnicodeDecodeError as error:
         raise UserError.one(f"not UTF-8 text: {error}", str(path)) from None
     return _jsonl(content, str(path)) if path.suffix == ".jsonl" else _passages([content])
 
 
 def _passages(texts: Iterable[str]) -> Iterator[Document]:
-    """Texts as documents, long ones in parts that end with a line."""
+    """Texts as documents, long ones in parts that end with a line, or within a very long one."""
     for text in texts:
         part: list[str] = []
         size = 0
-        for line in text.splitlines(keepends=True):
+        for line in _pieces(text):
             part.append(line)
             size += len(line)
             if size >= _PASSAGE:
@@ -192,10 +194,18 @@ def _passages(texts: Iterable[str]) -> Iterator[Document]:
             yield "".join(part)
 
 
+def _pieces(text: str) -> Iterator[str]:
+    """The lines of a text with their ends; lines beyond _PASSAGE characters in parts."""
+    for line in text.splitlines(keepends=True):
+        for start in range(0, len(line), _PASSAGE):
+            yield line[start : start + _PASSAGE]
+
+
 def _jsonl(content: str, where: str) -> Iterator[Document]:
     documents: list[Document] = []
     problems: list[Problem] = []
-    for number, line in enumerate(content.splitlines(), 1):
+    # Not splitlines: JSON strings may hold U+2028 and other ends of lines as they are.
+    for number, line in enumerate(content.split("\n"), 1):
         if not line.strip():
             continue
         document = _parse_line(line)
@@ -213,7 +223,10 @@ def _parse_line(line: str) -> Document | Problem:
     wanted = 'a line is {"text": "…"} or {"messages": [{"role": "…", "content": "…"}, …]}'
     try:
         value = json.loads(line)
-    except json.JSONDecodeError as error:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return Problem("holds half of a UTF-16 pair (\\ud800 to \\udfff), which is no character")
+    except (ValueError, RecursionError) as error:
         return Problem(f"not valid JSON: {error}", fix=wanted)
     if isinstance(value, dict) and isinstance(value.get("text"), str):
         return value["text"]

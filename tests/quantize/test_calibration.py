@@ -141,8 +141,10 @@ def test_all_bad_lines_are_named(tmp_path: Path) -> None:
     [
         ("a.txt", "", "no text"),
         ("a.txt", None, "no such file"),
-        ("a.pdf", "x", "neither a .txt nor"),
+        ("a.pdf", "x", "neither a .txt or .jsonl file"),
         ("a.txt", b"\xff\xfe\x00", "not UTF-8"),
+        ("a.jsonl", '{"text": "x\\ud800"}', "half of a UTF-16 pair"),
+        ("a.jsonl", '{"messages": []}', "neither text nor messages"),
     ],
 )
 def test_unusable_sources(tmp_path: Path, name: str, content: object, message: str) -> None:
@@ -151,8 +153,27 @@ def test_unusable_sources(tmp_path: Path, name: str, content: object, message: s
         path.write_bytes(content)
     elif content is not None:
         path.write_text(str(content))
-    with pytest.raises(UserError, match=message.replace("nor", "or")):
+    with pytest.raises(UserError, match=message):
         load_calibration(str(path), make_tokenizer())
+
+
+def test_lines_end_with_newlines_only(tmp_path: Path) -> None:
+    """U+2028 and U+0085 may stand in a JSON string as they are, and Windows begins with a BOM."""
+    tokenizer = make_tokenizer()
+    text = "fox\u2028dog\u0085wizards"
+    rows = [json.dumps({"text": text}, ensure_ascii=False), json.dumps({"text": "box"})]
+    path = _write(tmp_path / "a.jsonl", "\ufeff" + "\r\n".join(rows))
+    data = load_calibration(path, tokenizer, seq_len=64)
+    pieces = tokenizer.decode(data.sequences[0]).split("<|im_end|>")
+    assert sorted(pieces) == ["", "box", text]
+
+
+def test_a_huge_line_is_shuffled_in_parts(tmp_path: Path) -> None:
+    path = _write(tmp_path / "a.txt", "fox " * 100_000)
+    tokenizer = make_tokenizer()
+    data = load_calibration(path, tokenizer, samples=10**6, seq_len=512)
+    ends = sum(int((s == tokenizer.eos_token_id).sum()) for s in [*data.sequences, *data.held_out])
+    assert ends == 7  # of 400,000 characters, 65,536 each
 
 
 def test_batches_are_not_padded() -> None:
