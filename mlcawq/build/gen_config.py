@@ -42,6 +42,8 @@ _SYSTEM_DEFAULTS: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+# Ours: mlc_llm's file has no place for them, and ignores them.
+_MORE_SAMPLING = ("top_k", "min_p")
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def gen_config(
     sizes = compile_settings(config, context_window_size, prefill_chunk_size, max_batch_size)
     files = copy_tokenizer(checkpoint, out)
     tokens = ModelTokens.read(out, checkpoint)
-    _check_vocabulary(config, tokens, out)
+    _check_vocabulary(config, out)
     template = find_chat_template(checkpoint)
     choice = choose(template, tokens, conv_template)
     messages = [*choice.report(), *_window_note(config, sizes)]
@@ -128,16 +130,19 @@ def _generation_settings(checkpoint: Path) -> dict[str, Any]:
     for key, default in _SYSTEM_DEFAULTS.items():
         values = (source.get(key) for source in sources)
         out[key] = next((value for value in values if value is not None), default)
+    out |= {key: sources[0][key] for key in _MORE_SAMPLING if sources[0].get(key) is not None}
     # MLC has no do_sample: a model published as greedy has temperature 0 there.
     if next((s["do_sample"] for s in sources if "do_sample" in s), None) is False:
         out["temperature"] = 0.0
     return out
 
 
-def _check_vocabulary(config: ModelConfig, tokens: ModelTokens, out: Path) -> None:
-    beyond = {text: i for text, i in tokens.added.items() if i >= config.vocab_size}
+def _check_vocabulary(config: ModelConfig, out: Path) -> None:
+    vocabulary = load_tokenizer(out / "tokenizer.json").get_vocab(with_added_tokens=True)
+    beyond = {text: i for text, i in vocabulary.items() if i >= config.vocab_size}
     if beyond:
-        named = ", ".join(f"{text} ({i})" for text, i in sorted(beyond.items())[:5])
+        first = sorted(beyond.items(), key=lambda entry: entry[1])[:5]
+        named = ", ".join(f"{text} ({i})" for text, i in first)
         raise UserError.one(
             f"the tokenizer has {len(beyond)} tokens beyond the model's vocabulary of "
             f"{config.vocab_size}: {named}",

@@ -133,9 +133,20 @@ def test_the_conversation_is_found_and_the_tokens_are_the_models(llama: Path, ou
 def test_sampling_defaults_come_from_generation_config(llama: Path, tmp_path: Path, out: Path):
     checkpoint = Path(shutil.copytree(llama, tmp_path / "hf"))
     (checkpoint / "generation_config.json").write_text(
-        json.dumps({"temperature": 0.6, "top_p": 0.9, "eos_token_id": [2, 0], "pad_token_id": None})
+        json.dumps(
+            {
+                "temperature": 0.6,
+                "top_p": 0.9,
+                "top_k": 20,
+                "min_p": None,
+                "eos_token_id": [2, 0],
+                "pad_token_id": None,
+            }
+        )
     )
     config = gen_config(checkpoint, out).config
+    assert config["top_k"] == 20
+    assert "min_p" not in config
     assert (config["temperature"], config["top_p"], config["eos_token_id"]) == (0.6, 0.9, [2, 0])
     assert config["repetition_penalty"] == 1.0
     assert config["conv_template"]["stop_token_ids"][:2] == [2, 0]
@@ -255,10 +266,12 @@ def test_a_stock_mlc_file_is_read(out: Path) -> None:
 def test_a_tokenizer_beyond_the_vocabulary_is_refused(llama: Path, tmp_path: Path, out: Path):
     checkpoint = Path(shutil.copytree(llama, tmp_path / "hf"))
     config = json.loads((checkpoint / "config.json").read_text())
-    config["vocab_size"] = 2
-    (checkpoint / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="beyond the model's vocabulary of 2"):
-        gen_config(checkpoint, out)
+    vocabulary = json.loads((checkpoint / "tokenizer.json").read_text())["model"]["vocab"]
+    for size in (2, max(vocabulary.values())):
+        config["vocab_size"] = size
+        (checkpoint / "config.json").write_text(json.dumps(config))
+        with pytest.raises(UserError, match=f"beyond the model's vocabulary of {size}"):
+            gen_config(checkpoint, out)
 
 
 def test_a_missing_or_broken_tokenizer_is_refused(llama: Path, tmp_path: Path, out: Path) -> None:
