@@ -6,13 +6,13 @@ import json
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlcawq.checkpoint.config import ModelConfig
+from mlcawq.checkpoint.writing import scratch_folder
 from mlcawq.errors import UserError
 from mlcawq.graph.settings import compile_settings, infer_quantization
 
@@ -161,10 +161,10 @@ def compile_model(
 
 
 def _export(executable: Any, path: Path, compiler: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+    folder = scratch_folder(path.parent, f".{path.name}.")
+    try:
         # TVM picks the linker's mode from the suffix.
-        partial = Path(folder) / path.name
+        partial = folder / path.name
         try:
             executable.export_library(str(partial), cc=compiler)
         except RuntimeError as error:
@@ -175,3 +175,5 @@ def _export(executable: Any, path: Path, compiler: str) -> None:
                 "check that this compiler can link a shared library, or set CXX to another",
             ) from error
         os.replace(partial, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)

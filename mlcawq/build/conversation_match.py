@@ -249,11 +249,14 @@ def _with_derived_stops(
     return replace(bound, stop_token_ids=tuple(ids))
 
 
-def _asked(asked: str, tokens: ModelTokens) -> Conversation:
-    """--conv-template: a shipped name, or a JSON file, whose token ids are left as they are."""
+def read_asked(asked: str) -> Conversation:
+    """--conv-template as it is written: a shipped name, or a JSON file.
+
+    Raises UserError when it is neither.
+    """
     known = presets()
     if asked in known:
-        return bind(known[asked], tokens)
+        return known[asked]
     path = Path(asked)
     if not path.is_file():
         raise UserError.one(
@@ -265,6 +268,14 @@ def _asked(asked: str, tokens: ModelTokens) -> Conversation:
     conversation = Conversation.from_dict(content.get("conv_template", content), str(path))
     if conversation.name is None:
         conversation = replace(conversation, name=path.stem)
+    return conversation
+
+
+def _asked(asked: str, tokens: ModelTokens) -> Conversation:
+    """--conv-template for this model; the token ids of a file are left as they are."""
+    conversation = read_asked(asked)
+    if asked in presets():
+        return bind(conversation, tokens)
     ids = [*conversation.stop_token_ids, *tokens.eos_ids]
     return replace(conversation, stop_token_ids=tuple(dict.fromkeys(ids)))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
@@ -16,7 +15,14 @@ import numpy as np
 from mlcawq.build.weight_plan import Parameter, plan_parameters
 from mlcawq.checkpoint.config import ModelConfig, read_config
 from mlcawq.checkpoint.tensors import TensorReader
-from mlcawq.checkpoint.writing import disk_error, free_bytes, write_file, write_json
+from mlcawq.checkpoint.writing import (
+    check_folder,
+    disk_error,
+    free_bytes,
+    scratch_folder,
+    write_file,
+    write_json,
+)
 from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.families import expected_tensors
 from mlcawq.graph.settings import infer_quantization
@@ -53,6 +59,7 @@ def convert_weight(
     together, before anything is written, and for values that overflow float16.
     """
     checkpoint, out = Path(checkpoint), Path(out)
+    check_folder(out)
     config = config or read_config(checkpoint)
     kind = infer_quantization(config, quantization)
     reader = TensorReader(checkpoint)
@@ -64,8 +71,7 @@ def convert_weight(
             str(out),
             "free some space, or choose another -o",
         )
-    out.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=".params.partial-", dir=out))
+    stage = scratch_folder(out, ".params.partial-")
     try:
         shards = _ShardWriter(stage)
         overflowing: list[Problem] = []

@@ -8,7 +8,7 @@ renamed into it when the library has been verified.
 from __future__ import annotations
 
 import os
-import tempfile
+import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ import psutil
 
 from mlcawq.build.chat_config import CONFIG_NAME, ChatConfig, library_name, read_chat_config
 from mlcawq.build.compile import compile_model, find_compiler, resolve_target, target_name
+from mlcawq.build.conversation_match import read_asked
 from mlcawq.build.convert_weight import Conversion, convert_weight
 from mlcawq.build.gen_config import GeneratedConfig, gen_config
 from mlcawq.build.verify import (
@@ -32,7 +33,13 @@ from mlcawq.build.weight_plan import plan_parameters
 from mlcawq.checkpoint.config import ModelConfig, read_config
 from mlcawq.checkpoint.source import require_tokenizer
 from mlcawq.checkpoint.tensors import TensorReader
-from mlcawq.checkpoint.writing import check_output, free_bytes, staged_folder
+from mlcawq.checkpoint.writing import (
+    check_folder,
+    check_output,
+    free_bytes,
+    scratch_folder,
+    staged_folder,
+)
 from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.graph.settings import CompileSettings, compile_settings, infer_quantization
 
@@ -149,6 +156,8 @@ def check(checkpoint: Path, out: Path, request: BuildRequest) -> Checked:
     problems += _overwriting_problems(checkpoint, out, request.overwrite)
     collect(find_compiler)
     target = collect(lambda: build_target(request.target))
+    if request.conv_template is not None:
+        collect(lambda: read_asked(str(request.conv_template)))
     collect(lambda: require_tokenizer(checkpoint))
     config = collect(lambda: read_config(checkpoint))
     reader = collect(lambda: TensorReader(checkpoint))
@@ -194,13 +203,11 @@ def generate_config(checkpoint: Path, out: Path, request: BuildRequest) -> Gener
     Files are put in place one by one when all of them are there, the config last.
     """
     out = Path(out).absolute()
-    if out.is_file():
-        raise UserError.one("is a file; a folder is written here", str(out), "choose another -o")
+    check_folder(out)
     if out.resolve() == Path(checkpoint).resolve():
         raise UserError.one("the output is the checkpoint", str(out), "choose another -o")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.partial-", dir=out.parent) as name:
-        stage = Path(name)
+    stage = scratch_folder(out.parent, f".{out.name}.partial-")
+    try:
         generated = gen_config(
             checkpoint,
             stage,
@@ -213,6 +220,8 @@ def generate_config(checkpoint: Path, out: Path, request: BuildRequest) -> Gener
         out.mkdir(exist_ok=True)
         for file in sorted(stage.iterdir(), key=lambda file: file.name == CONFIG_NAME):
             os.replace(file, out / file.name)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
     return generated
 
 
@@ -229,10 +238,12 @@ def compile_folder(
     config = collect(lambda: read_chat_config(path))
     resolved = collect(lambda: build_target(target))
     collect(find_compiler)
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    if config is not None:
+        collect(lambda: check_folder(out.parent if out is not None else folder))
     raise_all(problems)
     assert config is not None
     assert resolved is not None
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
     library = out or folder / library_name(target_name(resolved))
     if library.is_dir():
         raise UserError.one("is a folder; a library is one file", str(library), "choose another -o")

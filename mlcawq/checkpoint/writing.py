@@ -23,10 +23,7 @@ if TYPE_CHECKING:
 def check_output(out: Path, *, overwrite: bool = False) -> None:
     """Raise UserError when a result could not be placed at `out`; call it before long work."""
     out = Path(out).absolute()
-    for path in (out, *out.parents):
-        if os.path.lexists(path) and not path.is_dir():
-            what = "is a file" if path.is_file() else "is in the way, and no folder"
-            raise UserError.one(f"{what}; a folder is written here", str(path), "choose another -o")
+    _check_path(out)
     if os.path.ismount(out):
         raise UserError.one(
             "a mounted folder cannot be replaced as a whole",
@@ -34,15 +31,47 @@ def check_output(out: Path, *, overwrite: bool = False) -> None:
             f"name a folder in it: -o {out / 'model'}",
         )
     # The folder is written beside its place, so it is the parent that must allow writing.
-    parent = _existing_parent(out.parent)
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise UserError.one("no permission to write there", str(parent), "choose another -o")
+    _check_permission(out.parent)
     if out.is_dir() and any(out.iterdir()) and not overwrite:
         raise UserError.one(
             "the output folder exists and is not empty",
             str(out),
             "choose another -o, or pass --overwrite to replace it",
         )
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError when files cannot be added to `folder`, which need not exist yet."""
+    folder = Path(folder).absolute()
+    _check_path(folder)
+    _check_permission(folder)
+
+
+def _check_path(folder: Path) -> None:
+    for path in (folder, *folder.parents):
+        if os.path.lexists(path) and not path.is_dir():
+            what = "is a file" if path.is_file() else "is in the way, and no folder"
+            raise UserError.one(f"{what}; a folder is written here", str(path), "choose another -o")
+
+
+def _check_permission(folder: Path) -> None:
+    place = _existing_parent(folder)
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError.one("no permission to write there", str(place), "choose another -o")
+
+
+def scratch_folder(parent: Path, prefix: str) -> Path:
+    """A new empty folder in `parent`, which is made where it lacks.
+
+    Raises UserError where the system does not allow it, whatever the permissions say.
+    """
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    except OSError as error:
+        raise UserError.one(
+            f"nothing can be written there ({error.strerror})", str(parent), "choose another -o"
+        ) from error
 
 
 @contextmanager
@@ -54,8 +83,7 @@ def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     out = Path(out).absolute()
     check_output(out, overwrite=overwrite)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    stage = Path(tempfile.mkdtemp(prefix=f".{out.name}.partial-", dir=out.parent))
+    stage = scratch_folder(out.parent, f".{out.name}.partial-")
     stage.chmod(0o777 & ~_umask())
     try:
         yield stage

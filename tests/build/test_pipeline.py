@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import make_tiny_model
 
 from mlcawq.build import pipeline, verify
+from mlcawq.build.convert_weight import convert_weight
 from mlcawq.build.pipeline import BuildRequest, BuildResult, build, compile_folder, generate_config
 from mlcawq.build.verify import (
     choose_mode,
@@ -208,12 +211,14 @@ def test_everything_wrong_is_said_at_once(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError) as error:
-        build(broken, tmp_path / "out", BuildRequest(target="cuda", context_window_size=-1))
+        request = BuildRequest(target="cuda", conv_template="chatlm", context_window_size=-1)
+        build(broken, tmp_path / "out", request)
     message = str(error.value)
     for part in (
         "exists and is not empty",
         "target cuda is not supported by this version",
         "no C++ compiler",
+        "no conversation template 'chatlm'",
         "no tokenizer",
         "context_window_size must be positive",
     ):
@@ -260,6 +265,30 @@ def test_overwrite_replaces_model_folders_only(built: Built, tmp_path: Path) -> 
     with pytest.raises(UserError) as error:
         build(built.checkpoint, tmp_path, request)
     assert [problem.where for problem in error.value.problems] == ["--target"]
+
+
+def test_places_where_nothing_can_be_written(
+    built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    steps = (
+        lambda out: generate_config(built.checkpoint, out, BuildRequest()),
+        lambda out: convert_weight(built.checkpoint, out),
+        lambda out: compile_folder(built.folder, out / "lib-cpu.so", "cpu"),
+    )
+    for step in steps:
+        with pytest.raises(UserError, match="is a file; a folder is written here"):
+            step(file / "out")
+
+    # What no check of permissions foresees: a file system that refuses.
+    def refuse(**_: object) -> str:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    for step in steps[:2]:
+        with pytest.raises(UserError, match="nothing can be written there .Read-only"):
+            step(tmp_path / "out")
 
 
 def test_a_failing_config_leaves_a_folder_as_it_was(built: Built, tmp_path: Path) -> None:
