@@ -109,7 +109,9 @@ def load_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError.one("no such file", str(path)) from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except OSError as error:
+        raise UserError.one(f"cannot be read: {error.strerror}", str(path)) from None
+    except (ValueError, RecursionError) as error:
         raise UserError.one(f"not valid JSON: {error}", str(path), "download it again") from None
     if not isinstance(content, dict):
         raise UserError.one("a JSON object was expected", str(path))

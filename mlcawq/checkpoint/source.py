@@ -108,8 +108,9 @@ def _has_safetensors(folder: Path) -> bool:
 
 
 def _pickles(folder: Path) -> list[Path]:
-    return sorted(
-        path for pattern in ("pytorch_model*.bin", "*.pt", "*.pth") for path in folder.glob(pattern)
+    """The weights; beside pytorch_model*.bin, a trainer's *.pt and *.pth are something else."""
+    return sorted(folder.glob("pytorch_model*.bin")) or sorted(
+        path for pattern in ("*.pt", "*.pth") for path in folder.glob(pattern)
     )
 
 
@@ -143,15 +144,19 @@ def _download(model: str, revision: str | None, trust_pickle: bool) -> Path:
     if model.startswith((".", "/", "~")) or not _HUB_NAME.fullmatch(model):
         raise UserError.one("no such folder", model)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+    )
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "merges.txt"]
     if trust_pickle:
         patterns.append("pytorch_model*.bin")
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError.one(
             f"neither a folder here nor reachable on the hub ({reason})",
             model,
@@ -164,7 +169,8 @@ def _convert_pickles(folder: Path, pickles: list[Path]) -> Path:
     import torch
 
     stamp = hashlib.sha256()
-    for path in pickles:
+    beside = [folder / name for name in ("config.json", *SIDE_FILES)]
+    for path in [*pickles, *(path for path in beside if path.is_file())]:
         status = path.stat()
         stamp.update(f"{path.resolve()} {status.st_size} {status.st_mtime_ns}\n".encode())
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlcawq"
@@ -182,6 +188,14 @@ def _convert_pickles(folder: Path, pickles: list[Path]) -> Path:
                 raise UserError.one(
                     f"not a plain file of tensors ({type(error).__name__})", str(path)
                 ) from error
+            if not isinstance(tensors, dict) or not all(
+                isinstance(tensor, torch.Tensor) for tensor in tensors.values()
+            ):
+                raise UserError.one(
+                    "holds more than tensors by name",
+                    str(path),
+                    "save the model's state_dict alone, or use a safetensors version of it",
+                )
             for name, tensor in tensors.items():
                 # Tied tensors share storage, which safetensors refuses: each gets its own.
                 writer.add(name, tensor.clone())

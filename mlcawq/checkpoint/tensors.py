@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,8 @@ class TensorReader:
         weight_map = load_json(path).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError.one("no weight_map in it", str(path), "download the checkpoint again")
+        if not all(isinstance(file, str) for file in weight_map.values()):
+            raise UserError.one("its weight_map is damaged", str(path), "download it again")
         for file in sorted(set(weight_map.values())):
             # An index is data from elsewhere: it may not point out of its folder.
             if Path(file).name != file:
@@ -170,21 +173,26 @@ def read_header(file: Path) -> list[TensorInfo]:
             if length > min(_HEADER_LIMIT, size - 8):
                 raise UserError.one("truncated, or not a safetensors file", where, again)
             header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        entries = [
+            (name, str(entry["dtype"]), tuple(map(int, entry["shape"])), *map(int, offsets))
+            for name, entry in header.items()
+            for offsets in [(entry["data_offsets"][0], entry["data_offsets"][1])]
+        ]
     except FileNotFoundError:
         raise UserError.one("the shard is missing", where, again) from None
-    except (UnicodeDecodeError, json.JSONDecodeError):
+    except OSError as error:
+        raise UserError.one(f"cannot be read: {error.strerror}", where) from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UserError.one("its header is damaged", where, again) from None
-    header.pop("__metadata__", None)
     infos, end = [], 0
-    for name, entry in header.items():
-        start, stop = entry["data_offsets"]
-        if entry["dtype"] not in _DTYPES:
-            raise UserError.one(f"{name} has the unsupported type {entry['dtype']}", where)
-        shape = tuple(entry["shape"])
-        nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(_DTYPES[entry["dtype"]]).itemsize
-        if nbytes != stop - start:
+    for name, dtype, shape, start, stop in entries:
+        if dtype not in _DTYPES:
+            raise UserError.one(f"{name} has the unsupported type {dtype}", where)
+        nbytes = prod(shape) * np.dtype(_DTYPES[dtype]).itemsize
+        if min(start, *shape, 0) < 0 or nbytes != stop - start:
             raise UserError.one(f"{name} has {stop - start} bytes for shape {shape}", where, again)
-        infos.append(TensorInfo(name, entry["dtype"], shape, file, 8 + length + start, nbytes))
+        infos.append(TensorInfo(name, dtype, shape, file, 8 + length + start, nbytes))
         end = max(end, stop)
     if size < 8 + length + end:
         raise UserError.one(

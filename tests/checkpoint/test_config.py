@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_models import ROPES, make_tiny_model
 
-from mlcawq.checkpoint.config import parse_config, read_config
+from mlcawq.checkpoint.config import load_json, parse_config, read_config
 from mlcawq.errors import UserError
 
 LLAMA = {
@@ -130,6 +130,12 @@ def test_broken_json_is_an_error_of_the_user(tmp_path: Path, content: str) -> No
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json"):
         read_config(tmp_path)
+
+
+def test_a_folder_in_its_place_is_said(tmp_path: Path) -> None:
+    (tmp_path / "config.json").mkdir()
+    with pytest.raises(UserError, match="cannot be read"):
+        load_json(tmp_path / "config.json")
 
 
 def test_no_config_is_no_checkpoint(tmp_path: Path) -> None:

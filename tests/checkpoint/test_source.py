@@ -45,6 +45,10 @@ def test_a_hub_name_without_network_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     assert "neither a folder here nor reachable on the hub" in message("nobody/nothing")
 
 
+def test_a_name_that_the_hub_cannot_have_is_said() -> None:
+    assert "nor reachable on the hub" in message("nobody--/nothing..here")
+
+
 @pytest.mark.parametrize("name", ["./nothing-here", "/no/such/folder", "a/b/c"])
 def test_no_such_folder(name: str) -> None:
     assert "no such folder" in message(name)
@@ -74,6 +78,21 @@ def test_trusted_pickles_are_converted_once(
     for name in original.names:
         assert torch.equal(converted.torch(name), original.torch(name))
     require_tokenizer(folder)
+    # What is beside the weights goes with them, and a change of it is seen.
+    (pickled / "chat_template.jinja").write_text("{{ messages }} and more")
+    changed = resolve(str(pickled), trust_pickle=True)
+    assert (changed / "chat_template.jinja").read_text() == "{{ messages }} and more"
+
+
+def test_what_a_trainer_saves_beside_the_weights_is_left_alone(
+    pickled: Path, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    torch.save({"state": {}, "step": 3}, pickled / "optimizer.pt")
+    folder = resolve(str(pickled), trust_pickle=True)
+    assert TensorReader(folder).names == TensorReader(tiny_llama).names
+    (pickled / "pytorch_model.bin").unlink()
+    assert "more than tensors by name" in message(str(pickled), trust_pickle=True)
 
 
 def test_a_pickle_that_runs_code_is_refused_even_when_trusted(

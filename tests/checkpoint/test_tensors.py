@@ -96,12 +96,37 @@ def test_a_git_lfs_pointer_is_recognised(tmp_path: Path) -> None:
     assert "git lfs pull" in message(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "[]",
+        '{"x": 1}',
+        '{"x": {"dtype": "F32", "shape": [1]}}',
+        '{"x": {"dtype": "F32", "shape": null, "data_offsets": [0, 4]}}',
+        '{"x": {"dtype": "F32", "shape": [1], "data_offsets": [4]}}',
+        '{"x": {"dtype": "F32", "shape": [1], "data_offsets": ["a", "b"]}}',
+        '{"x": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}',
+        '{"x": {"dtype": "F32", "shape": [-1], "data_offsets": [4, 0]}}',
+    ],
+)
+def test_a_header_of_another_shape_is_damaged(tmp_path: Path, header: str) -> None:
+    data = header.encode()
+    (tmp_path / "model.safetensors").write_bytes(len(data).to_bytes(8, "little") + data + bytes(8))
+    assert "model.safetensors" in message(tmp_path)
+
+
 def test_a_tensor_that_no_shard_holds_is_named(tmp_path: Path) -> None:
     two_shards(tmp_path)
     index = json.loads((tmp_path / INDEX).read_text())
     index["weight_map"]["ghost"] = "one.safetensors"
     (tmp_path / INDEX).write_text(json.dumps(index))
     assert "ghost" in message(tmp_path)
+
+
+@pytest.mark.parametrize("file", [None, 3, ["one.safetensors"]])
+def test_an_index_names_files(tmp_path: Path, file: object) -> None:
+    (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"x": file}}))
+    assert "weight_map is damaged" in message(tmp_path)
 
 
 def test_an_index_cannot_point_elsewhere(tmp_path: Path) -> None:
