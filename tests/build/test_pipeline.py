@@ -287,7 +287,7 @@ def test_places_where_nothing_can_be_written(
 
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
     for step in steps[:2]:
-        with pytest.raises(UserError, match="nothing can be written there .Read-only"):
+        with pytest.raises(UserError, match="nothing can be written there"):
             step(tmp_path / "out")
 
 
