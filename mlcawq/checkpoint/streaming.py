@@ -100,8 +100,7 @@ class StreamedModel:
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """Token ids [B, T] -> hidden states [B, T, hidden_size]."""
-        weight = self.reader.torch(f"{self.family.embedding}.weight")
-        return nn.functional.embedding(ids, weight).to(self.dtype)
+        return self.reader.torch_rows(f"{self.family.embedding}.weight", ids).to(self.dtype)
 
     @torch.no_grad()
     def layer_arguments(self, i: int, batch: int, tokens: int) -> dict[str, Any]:

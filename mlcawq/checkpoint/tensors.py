@@ -141,14 +141,23 @@ class TensorReader:
             raise UserError.one(f"{name} ends early", str(info.file))
         return flat.reshape(info.shape)
 
+    def torch_rows(self, name: str, rows: torch.Tensor) -> torch.Tensor:
+        """tensor[rows] of a matrix [R, C], int64 rows [...] -> [..., C]; reads those rows only."""
+        info = self.info(name)
+        stored = np.memmap(info.file, _DTYPES[info.dtype], "r", info.offset, info.shape)
+        return _as_torch(np.asarray(stored[rows.numpy()]))
+
     def torch(self, name: str) -> torch.Tensor:
         """A tensor as a new torch tensor in its stored type."""
-        import torch
+        return _as_torch(self.numpy(name))
 
-        array = self.numpy(name)
-        if array.dtype == ml_dtypes.bfloat16:
-            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-        return torch.from_numpy(array)
+
+def _as_torch(array: np.ndarray) -> torch.Tensor:
+    import torch
+
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def read_header(file: Path) -> list[TensorInfo]:

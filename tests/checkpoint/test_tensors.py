@@ -129,6 +129,14 @@ def test_an_index_names_files(tmp_path: Path, file: object) -> None:
     assert "weight_map is damaged" in message(tmp_path)
 
 
+def test_rows_are_those_of_the_tensor(tmp_path: Path) -> None:
+    tensors = two_shards(tmp_path)
+    reader, rows = TensorReader(tmp_path), torch.tensor([[3, 0], [6, 3]])
+    found = reader.torch_rows("a", rows)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, tensors["a"][rows])
+
+
 def test_an_index_cannot_point_elsewhere(tmp_path: Path) -> None:
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"x": "../../etc/passwd"}}))
     assert "not a plain file name" in message(tmp_path)
