@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from mlcawq.checkpoint.config import read_config
+from mlcawq.checkpoint.config import ModelConfig, read_config
 from mlcawq.checkpoint.hf_config import portable_config
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.errors import Problem, raise_all
@@ -50,7 +50,7 @@ class StreamedModel:
         self.family = find_family(self.config)
         self.num_blocks = self.config.num_hidden_layers
         self.reader = TensorReader(self.folder)
-        raise_all(_tensor_problems(self))
+        raise_all(tensor_problems(self.config, self.reader))
 
         model = _skeleton(self, attention)
         layers = model.get_submodule(self.family.block.rpartition(".")[0])
@@ -205,19 +205,20 @@ def _skeleton(model: StreamedModel, attention: str) -> Any:
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
 
 
-def _tensor_problems(model: StreamedModel) -> Iterator[Problem]:
-    expected = expected_tensors(model.config)
-    reader, head = model.reader, f"{model.family.head}."
-    quantization = model.config.quantization
+def tensor_problems(config: ModelConfig, reader: TensorReader) -> Iterator[Problem]:
+    """Every tensor that is missing, unexpected or of the wrong shape, by the headers alone."""
+    expected, family = expected_tensors(config), find_family(config)
+    quantization = config.quantization
     linears = {
-        f"{model.block_name(i)}.{linear}"
-        for i in range(model.num_blocks)
-        for linear in model.family.linears
+        f"{family.block.format(i)}.{linear}"
+        for i in range(config.num_hidden_layers)
+        for linear in family.linears
     }
     known = set(expected)
     for name, shape in expected.items():
         prefix, _, kind = name.rpartition(".")
-        if quantization and kind == "weight" and prefix in linears and model.is_quantized(prefix):
+        stored_awq = f"{prefix}.qweight" in reader
+        if quantization and kind == "weight" and prefix in linears and stored_awq:
             n, k = shape
             groups = k // quantization.group_size
             parts: dict[str, tuple[int, ...]] = {
@@ -239,6 +240,6 @@ def _tensor_problems(model: StreamedModel) -> Iterator[Problem]:
         # Old releases stored the rotary buffers; a tied head may be stored beside the embedding.
         if name in known or name.endswith("rotary_emb.inv_freq"):
             continue
-        if name.startswith(head) and model.config.tie_word_embeddings:
+        if name.startswith(f"{family.head}.") and config.tie_word_embeddings:
             continue
         yield Problem("unexpected tensor: config.json does not account for it", name)

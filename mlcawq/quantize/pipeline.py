@@ -19,7 +19,7 @@ import mlcawq
 from mlcawq.checkpoint.config import read_config
 from mlcawq.checkpoint.hf_config import portable_config
 from mlcawq.checkpoint.source import SIDE_FILES, copy_side_files, require_tokenizer
-from mlcawq.checkpoint.streaming import StreamedModel
+from mlcawq.checkpoint.streaming import StreamedModel, tensor_problems
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.checkpoint.writing import (
     ShardWriter,
@@ -90,7 +90,7 @@ def check_checkpoint(
     for check in (
         lambda: require_tokenizer(src),
         lambda: raise_all(recipe_problems(read_config(src), recipe, fmt)),
-        lambda: TensorReader(src),
+        lambda: raise_all(tensor_problems(read_config(src), TensorReader(src))),
         lambda: raise_all(_replacing_problems(src, out, overwrite)),
         lambda: check_output(out, overwrite=overwrite or ours),
     ):
@@ -98,7 +98,7 @@ def check_checkpoint(
             check()
         except UserError as error:
             problems.extend(error.problems)
-    raise_all(problems)
+    raise_all(dict.fromkeys(problems))  # a broken config.json is found twice
 
 
 def _replacing_problems(src: Path, out: Path, overwrite: bool) -> Iterator[Problem]:

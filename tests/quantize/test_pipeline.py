@@ -20,7 +20,12 @@ from mlcawq.errors import UserError
 from mlcawq.families import linear_shapes
 from mlcawq.quantize import checks
 from mlcawq.quantize.calibration import BUNDLED, CalibrationData, load_calibration
-from mlcawq.quantize.pipeline import REPORT_FILE, Silent, quantize_checkpoint
+from mlcawq.quantize.pipeline import (
+    REPORT_FILE,
+    Silent,
+    check_checkpoint,
+    quantize_checkpoint,
+)
 from mlcawq.quantize.recipe import Recipe, parse_recipe
 from mlcawq.quantize.report import BlockReport
 
@@ -348,6 +353,15 @@ def test_everything_in_the_way_is_said_at_once(
     text = str(caught.value)
     for part in ("no tokenizer", "3", "only 0 bytes", "is a file"):
         assert part in text
+
+
+def test_tensors_are_checked_before_any_text_is_read(tmp_path: Path) -> None:
+    source = make_tiny_model(tmp_path / "model")
+    tensors = load_file(source / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.norm\.weight: tensor is missing"):
+        check_checkpoint(source, tmp_path / "out", _recipe())
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
