@@ -37,7 +37,7 @@ class TextScore:
 
     @property
     def perplexity(self) -> float:
-        return math.exp(self.loss.mean)
+        return math.exp(min(self.loss.mean, 700.0))  # finite, as JSON needs, for any model
 
 
 @dataclass(frozen=True)

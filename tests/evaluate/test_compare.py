@@ -75,6 +75,14 @@ def test_padded_vocabularies_are_cut_to_the_narrower() -> None:
     assert found.divergence.kl.mean == 0.0
 
 
+def test_a_hopeless_model_has_a_perplexity() -> None:
+    logits = np.zeros((1, 9, 8), np.float32)
+    logits[..., 0] = 3000.0
+    found = score_windows(ArrayScorer(logits), np.ones((1, 10), np.int64))
+    assert found.model.loss.mean == pytest.approx(3000)
+    assert 1e300 < found.model.perplexity < math.inf
+
+
 def test_logits_that_are_not_finite_are_an_error() -> None:
     logits = np.zeros((1, 9, 8), np.float32)
     logits[0, 5, 2] = np.nan
