@@ -14,6 +14,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import WordCompleter
 from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from prompt_toolkit.output.defaults import create_output
 
 from mlcawq.cli.chat import show
 from mlcawq.engine.session import SETTINGS, ChatSession
@@ -37,6 +38,8 @@ def run_repl(session: ChatSession) -> None:
     commands = Commands(session)
     reader: PromptSession[str] = PromptSession(
         history=_history(),
+        # Where stdout is a file for the answers, the terminal is on stderr.
+        output=None if sys.stdout.isatty() else create_output(always_prefer_tty=True),
         key_bindings=_bindings(),
         multiline=True,
         prompt_continuation=lambda width, _number, _wrapped: "... ".rjust(width),
@@ -45,21 +48,22 @@ def run_repl(session: ChatSession) -> None:
     )
     while True:
         try:
-            line = clean_input(reader.prompt(_PROMPT))
+            typed = reader.prompt(_PROMPT)
         except KeyboardInterrupt:
             if not reader.default_buffer.text:
                 _say("(Ctrl-D or /exit leaves; Ctrl-C stops an answer)")
             continue
         except EOFError:
             return
+        line = clean_input(typed)
         if not line.strip():
             continue
         try:
-            if line.startswith("/") and not line.startswith("//"):
-                if not commands.run(line):
+            if is_command(typed):
+                if not commands.run(line.strip()):
                     return
             else:
-                print_answer(session.ask(line.removeprefix("/") if line[0] == "/" else line))
+                print_answer(session.ask(line))
         except UserError as error:
             _say(f"error: {error}")
 
@@ -70,7 +74,7 @@ def print_answer(deltas: Generator[Delta, None, None]) -> None:
     if not text.endswith("\n"):
         print(flush=True)
     if reason == "interrupted":
-        _say("(stopped)")
+        _say("(stopped)" if text else "(stopped before the answer began)")
     elif reason == "length":
         _say("(cut off at the length limit)")
 
@@ -163,14 +167,19 @@ class Commands:
     def _save(self, rest: str) -> None:
         if not rest:
             raise UserError.one("/save needs a file name", fix="write /save FILE")
-        path = Path(rest).expanduser()
+        path = Path(os.path.expanduser(rest))  # Path's own fails for unknown users
         if path.suffix == ".json":
             text = json.dumps(self.session.messages(), ensure_ascii=False, indent=2) + "\n"
         else:
             text = self.session.transcript()
         try:
             with path.open("x", encoding="utf-8") as file:
-                file.write(text)
+                try:
+                    file.write(text)
+                    file.flush()
+                except BaseException:
+                    path.unlink()
+                    raise
         except OSError as error:
             raise UserError.one(
                 f"not written ({error.strerror})", str(path), "give another file name"
@@ -179,11 +188,21 @@ class Commands:
 
 
 def clean_input(text: str) -> str:
-    """What was meant by what was typed: continuation marks and triple quotes taken away."""
+    """What was meant by what was typed: without triple quotes, continuation marks, a slash before
+    a slash, and with a question mark for pasted bytes that are no text.
+    """
+    text = text.encode("utf-8", "replace").decode("utf-8")
     stripped = text.strip()
     if len(stripped) >= 2 * len(_QUOTES) and stripped.startswith(_QUOTES) and is_whole(text):
         return stripped.removeprefix(_QUOTES).removesuffix(_QUOTES).strip("\n")
+    if stripped.startswith("//"):
+        text = text.replace("//", "/", 1)
     return text.replace("\\\n", "\n")
+
+
+def is_command(text: str) -> bool:
+    """Does what was typed begin with one slash? Behind quotes or a second one it is a message."""
+    return text.lstrip().startswith("/") and not text.lstrip().startswith("//")
 
 
 def is_whole(text: str) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -237,6 +238,7 @@ class Session:
             program[0],
             [*program[1:], str(folder), *map(str, arguments)],
             encoding="utf-8",
+            codec_errors="replace",
             timeout=60,
             dimensions=(40, 200),
             env={
@@ -296,11 +298,16 @@ def test_a_conversation_with_every_command(session, tmp_path):
     assert "Be brief." in session.say("/system")
     session.say("Question one")
     session.say("//slash")
+    session.say('"""/etc/hosts"""')
+    os.write(session.child.child_fd, b"caf\xe9\r")  # pasted bytes that are no text
+    session.child.expect_exact(PROMPT)
+    assert "system message" not in session.say("  /stats")
     path = tmp_path / "saved.json"
     assert "saved to" in session.say(f"/save {path}")
     roles = [m["role"] for m in json.loads(path.read_text())]
-    assert roles == ["system", "user", "assistant", "user", "assistant"]
-    assert json.loads(path.read_text())[3]["content"] == "/slash"
+    assert roles == ["system", *["user", "assistant"] * 4]
+    asked = [m["content"] for m in json.loads(path.read_text()) if m["role"] == "user"]
+    assert asked[1:] == ["/slash", "/etc/hosts", "caf?"]
     assert "File exists" in session.say(f"/save {path}")
     session.say(f"/save {tmp_path / 'saved.md'}")
     assert "## User\n\nQuestion one" in (tmp_path / "saved.md").read_text()
@@ -352,6 +359,25 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(built, tmp_path):
 def test_errors_do_not_end_the_session(session):
     assert "context window" in session.say("x " * 400)
     assert "error" not in session.say("Hello")
+
+
+def test_answers_can_go_to_a_file_while_the_terminal_asks(built, tmp_path):
+    answers = tmp_path / "answers"
+    command = [*PROGRAM, str(built), "--temperature", "0", "--max-tokens", "5"]
+    child = pexpect.spawn(
+        "sh",
+        ["-c", f"{shlex.join(command)} > {shlex.quote(str(answers))}"],
+        encoding="utf-8",
+        timeout=60,
+        env={**os.environ, "XDG_STATE_HOME": str(tmp_path), "TERM": "xterm"},
+    )
+    child.expect_exact(">>>")
+    child.send("Hello\r")
+    child.expect_exact("cut off at the length limit")
+    child.send("\x04")
+    child.expect(pexpect.EOF)
+    asked = subprocess.run([*command, "--prompt", "Hello"], capture_output=True, check=True)
+    assert answers.read_bytes() == asked.stdout
 
 
 def test_inputs_are_remembered_for_the_next_session(session, built, tmp_path):
