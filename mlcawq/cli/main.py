@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -56,6 +57,15 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
 }
 
 _DEBUG = "--debug"
+# Errors of the system that are nobody's bug, wherever they come up, and what to do about them.
+_REFUSALS = {
+    errno.ENOSPC: "free some space, or write to another disk",
+    errno.EDQUOT: "free some space, or write to another disk",
+    errno.EACCES: "mend the permissions, or choose another place",
+    errno.EPERM: "mend the permissions, or choose another place",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EIO: "the disk or network drive may be failing; try a copy elsewhere",
+}
 
 
 def main() -> None:
@@ -74,6 +84,9 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _REFUSALS:
+            place = error.filename or "writing the output"
+            _fail(f"{place}: {error.strerror}\n  -> {_REFUSALS[error.errno]}", debug)
         _fail(
             f"unexpected {type(error).__name__}: {error}\n  -> this is a bug in mlcawq: run again "
             "with --debug and report the traceback",
@@ -81,7 +94,7 @@ def main() -> None:
         )
 
 
-def _fail(message: str, debug: bool) -> None:
+def _fail(message: str, debug: bool) -> NoReturn:
     if debug:
         import traceback
 
