@@ -28,7 +28,8 @@ def describe_checkpoint(path: Path) -> Description:
     raw = out.attempt(lambda: load_json(path / "config.json"))
     if raw is None:
         return out
-    method = (raw.get("quantization_config") or {}).get("quant_method")
+    quantization = raw.get("quantization_config")
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     if method:
         out.kind = f"a Hugging Face checkpoint, quantized ({method})"
     out.facts["model_type"] = raw.get("model_type")

@@ -107,7 +107,8 @@ def test_what_was_built_is_recognised(built: Built) -> None:
     library = describe(built.folder / "lib-cpu.so")
     assert library.kind == "a compiled model library"
     assert library.facts["quantization"] == "q4f16_autoawq_g32"
-    assert {"embed", "prefill", "batch_decode"} <= set(library.facts["functions"])
+    functions = {"embed", "prefill", "batch_decode", "apply_penalty_inplace"}
+    assert functions <= set(library.facts["functions"])
 
 
 def change_weights(folder: Path, name: str, scale: float) -> None:

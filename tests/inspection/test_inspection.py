@@ -68,6 +68,9 @@ def test_other_quantizations_are_named(copy: Path) -> None:
     assert out.kind == "a Hugging Face checkpoint, quantized (gptq)"
     assert "already quantized with 'gptq'" in messages(out)
     assert "weights" in out.facts
+    config["quantization_config"] = ["gptq"]
+    (copy / "config.json").write_text(json.dumps(config))
+    assert "quantization_config must be an object" in messages(describe(copy))
 
 
 def test_an_unknown_family_is_still_described(copy: Path) -> None:
