@@ -7,9 +7,11 @@
 
 venv="${MLCAWQ_VENV:-$PWD/.venv}"
 # The environment is current when it was installed from these very files.
-stamp="$(cat pyproject.toml constraints.txt scripts/environment.sh | cksum | tr ' ' '-')-$1"
+stamp="$(cat pyproject.toml constraints.txt scripts/environment.sh | cksum | tr ' ' '-')"
+installed="$(cat "$venv/installed" 2>/dev/null || true)"
 
-if [ "$(cat "$venv/installed" 2>/dev/null)" != "$stamp" ]; then
+# What was installed with more extras serves as well.
+if [ "$installed" != "$stamp $1" ] && [ "$installed" != "$stamp .[dev]" ]; then
   python="${PYTHON:-python3}"
   "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' || {
     echo "error: mlcawq needs Python 3.10 to 3.13, found $("$python" --version 2>&1)" >&2
@@ -29,7 +31,7 @@ if [ "$(cat "$venv/installed" 2>/dev/null)" != "$stamp" ]; then
     "torch==$(sed -n 's/^torch==//p' constraints.txt)" >&2
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     --constraint constraints.txt --editable "$1" >&2
-  echo "$stamp" >"$venv/installed"
+  echo "$stamp $1" >"$venv/installed"
 fi
 PATH="$venv/bin:$PATH"
 export PATH
