@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def check_output(out: Path, *, overwrite: bool = False) -> None:
     """Raise UserError when a result could not be placed at `out`; call it before long work."""
-    out = Path(out).absolute()
+    out = _absolute(out)
     _check_path(out)
     if os.path.ismount(out):
         raise UserError.one(
@@ -42,7 +42,7 @@ def check_output(out: Path, *, overwrite: bool = False) -> None:
 
 def check_folder(folder: Path) -> None:
     """Raise UserError when files cannot be added to `folder`, which need not exist yet."""
-    folder = Path(folder).absolute()
+    folder = _absolute(folder)
     _check_path(folder)
     _check_permission(folder)
 
@@ -81,7 +81,7 @@ def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Whatever ends the block early, an interrupt included, removes the temporary folder and leaves
     an earlier `out` as it was. A full disk is raised as UserError.
     """
-    out = Path(out).absolute()
+    out = _absolute(out)
     check_output(out, overwrite=overwrite)
     stage = scratch_folder(out.parent, f".{out.name}.partial-")
     stage.chmod(0o777 & ~_umask())
@@ -171,6 +171,11 @@ def sync_tree(folder: Path) -> None:
 def free_bytes(path: Path) -> int:
     """Bytes free on the disk that would hold `path`."""
     return shutil.disk_usage(_existing_parent(Path(path))).free
+
+
+def _absolute(path: Path) -> Path:
+    # Unlike Path.absolute, this leaves no ".." at the end: a folder is renamed to its last part.
+    return Path(os.path.abspath(path))
 
 
 def _existing_parent(path: Path) -> Path:

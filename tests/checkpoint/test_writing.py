@@ -34,6 +34,14 @@ def test_a_stage_becomes_the_folder(tmp_path: Path) -> None:
     assert leftovers(tmp_path / "deep") == ["out"]
 
 
+def test_a_path_that_ends_in_dots_is_taken_as_meant(tmp_path: Path) -> None:
+    (tmp_path / "out" / "deeper").mkdir(parents=True)
+    with staged_folder(tmp_path / "out" / "deeper" / "..", overwrite=True) as stage:
+        (stage / "file").touch()
+    assert leftovers(tmp_path) == ["out"]
+    assert leftovers(tmp_path / "out") == ["file"]
+
+
 @pytest.mark.parametrize("reason", [ValueError("bad"), KeyboardInterrupt()])
 def test_a_failure_leaves_nothing(tmp_path: Path, reason: BaseException) -> None:
     with pytest.raises(type(reason)), staged_folder(tmp_path / "out") as stage:
