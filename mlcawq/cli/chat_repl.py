@@ -63,7 +63,13 @@ def run_repl(session: ChatSession) -> None:
                 if not commands.run(line.strip()):
                     return
             else:
+                left_out = session.left_out
                 print_answer(session.ask(line))
+                if session.left_out > left_out:
+                    _say(
+                        f"(the context window is full: the model no longer sees the first "
+                        f"{session.left_out // 2} questions and answers)"
+                    )
         except UserError as error:
             _say(f"error: {error}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +24,7 @@ _NUMBERS = {
     "max_tokens": int,
 }
 SETTINGS = (*_NUMBERS, "stop")
+_ANSWER_SHARE = 4  # one in so many tokens of the context window is kept free for the answer
 
 
 @dataclass
@@ -52,6 +54,8 @@ class ChatSession:
     """Questions and answers with one engine.
 
     system: the user's system message; None leaves the template's own.
+    left_out: so many of the oldest turns no longer fit into the context window; they are kept
+    here, and the model does not see them.
     On a model without a chat template every input is a text to continue, and none is remembered.
     """
 
@@ -59,6 +63,7 @@ class ChatSession:
     params: SamplingParams
     system: str | None = None
     turns: list[dict[str, str]] = field(default_factory=list)
+    left_out: int = 0
     last: RequestStats | None = None
     totals: Totals = field(default_factory=Totals)
 
@@ -68,8 +73,14 @@ class ChatSession:
 
     def messages(self) -> list[dict[str, str]]:
         """The conversation so far, with the system message that the user has set."""
-        system = [] if self.system is None else [{"role": "system", "content": self.system}]
-        return [*system, *self.turns]
+        return [*self._system_message(), *self.turns]
+
+    def seen(self) -> list[dict[str, str]]:
+        """The part of `messages` that the model is given."""
+        return [*self._system_message(), *self.turns[self.left_out :]]
+
+    def _system_message(self) -> list[dict[str, str]]:
+        return [] if self.system is None else [{"role": "system", "content": self.system}]
 
     def ask(self, text: str) -> Generator[Delta, None, None]:
         """The answer to `text`, as it comes. What has come when the iterator is closed stays in
@@ -92,6 +103,7 @@ class ChatSession:
     def reset(self) -> None:
         """Forget the conversation; settings and system message stay."""
         self.turns.clear()
+        self.left_out = 0
 
     def set_system(self, text: str | None) -> None:
         """A new system message (None: the template's own) and a new conversation.
@@ -146,17 +158,21 @@ class ChatSession:
         replaced = self.turns.pop() if again else None
         if replaced is None:
             self.turns.append({"role": "user", "content": text})
-        deltas = self.engine.generate(text if self.is_plain else self.messages(), self.params)
+        left_out = self.left_out
         parts: list[str] = []
         stats: RequestStats | None = None
         try:
-            for delta in deltas:
-                parts.append(delta.text)
-                stats = delta.stats
-                yield delta
+            if not self.is_plain:
+                self._leave_out_what_does_not_fit()
+            prompt = text if self.is_plain else self.seen()
+            with closing(self.engine.generate(prompt, self.params)) as deltas:
+                for delta in deltas:
+                    parts.append(delta.text)
+                    stats = delta.stats
+                    yield delta
         finally:
-            deltas.close()
             if stats is None or not stats.completion_tokens:
+                self.left_out = left_out
                 if replaced is None:
                     self.turns.pop()  # it never began: as if it had not been asked
                 else:
@@ -165,6 +181,22 @@ class ChatSession:
                 self.turns.append({"role": "assistant", "content": "".join(parts)})
                 self.last = stats
                 self.totals.add(stats)
+
+    def _leave_out_what_does_not_fit(self) -> None:
+        """Move `left_out` on when the conversation leaves too little room for an answer.
+
+        What stays fills half of the window at most: the next questions then find it in the KV
+        cache, where leaving out one turn at a time would compute all of it again for each.
+        """
+        window = self.engine.context_window_size
+        room = min(self.params.max_tokens or window, window // _ANSWER_SHARE)
+        if len(self.engine.encode(self.seen())) + room <= window:
+            return
+        while (
+            len(self.turns) - self.left_out > 1
+            and len(self.engine.encode(self.seen())) > window // 2
+        ):
+            self.left_out += 2
 
 
 def unescape(text: str) -> str:

@@ -87,6 +87,47 @@ def test_a_text_to_continue_has_no_system_message(session, monkeypatch):
     assert session.system is None
 
 
+class Parrot:
+    """An engine that answers "ok" and notes what it was given; a token is a word."""
+
+    context_window_size = 40
+    conversation = Conversation(roles={"user": "U", "assistant": "A"}, seps=["\n"])
+
+    def __init__(self):
+        self.prompts = []
+
+    def encode(self, messages):
+        return " ".join(message["content"] for message in messages).split()
+
+    def generate(self, messages, params):
+        if len(self.encode(messages)) >= self.context_window_size:
+            raise UserError.one("longer than the context window")
+        self.prompts.append(messages)
+        yield Delta(1, "ok", (5,), "stop", RequestStats(prompt_tokens=9, completion_tokens=1))
+
+
+def test_the_oldest_turns_are_left_out_of_a_full_window():
+    engine = Parrot()
+    session = ChatSession(engine, SamplingParams(), system="Be brief.")
+    for i in range(9):
+        text_of(session.ask(f"{i} a b c"))  # 5 tokens with its answer
+        given = engine.prompts[-1]
+        assert given[0] == {"role": "system", "content": "Be brief."}
+        assert given[1]["role"] == "user"
+        assert given[-1]["content"] == f"{i} a b c"
+        assert len(engine.encode(given)) + 10 <= 40
+    # At the sixth question there are 2 + 5 * 5 + 4 tokens: too many beside an answer of 10, so
+    # the first three pairs go, and 16 are left.
+    assert [len(given) for given in engine.prompts] == [2, 4, 6, 8, 10, 6, 8, 10, 6]
+    assert len(session.turns) == 18
+    kept = session.left_out
+    with pytest.raises(UserError, match="context window"):
+        text_of(session.ask("x " * 50))
+    assert (session.left_out, len(session.turns)) == (kept, 18)
+    session.reset()
+    assert session.left_out == 0
+
+
 def test_a_system_message_starts_anew(session):
     text_of(session.ask("One"))
     session.set_system("Be brief.")
