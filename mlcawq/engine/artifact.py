@@ -328,7 +328,8 @@ def _bytes_of(tensor: TensorRecord) -> int:
 
 def _find_libraries(folder: Path, library: Path | None, problems: list[Problem]) -> dict[str, Path]:
     if library is not None and not library.is_file():
-        problems.append(Problem("the library does not exist", str(library), "give another path"))
+        what = "the library is a folder" if library.is_dir() else "the library does not exist"
+        problems.append(Problem(what, str(library), "give the path of the compiled file"))
         return {}
     files = [library] if library is not None else sorted(folder.iterdir())
     found: dict[str, Path] = {}

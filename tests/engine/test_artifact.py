@@ -128,6 +128,7 @@ def test_a_library_outside_of_the_folder(own_built, tmp_path):
     outside = shutil.move(own_built / "lib-cpu.so", tmp_path / "model-cpu.so")
     assert Engine(own_built, library=outside).device == "cpu:0"
     refused(own_built, "does not exist", library=tmp_path / "no-cpu.so")
+    refused(own_built, "the library is a folder", library=tmp_path)
     odd = shutil.move(outside, tmp_path / "model.so")
     refused(own_built, "does not say its device", library=odd)
 
