@@ -152,6 +152,12 @@ def _check_vocabulary(config: ModelConfig, out: Path) -> None:
 
 
 def _window_note(config: ModelConfig, sizes: CompileSettings) -> list[str]:
+    made_for = config.max_position_embeddings
+    if sizes.context_window_size > made_for:
+        return [
+            f"warning: the context window of {sizes.context_window_size} tokens is longer than the "
+            f"{made_for} that the model was made for; expect nonsense beyond them"
+        ]
     window = config.sliding_window
     if window is None or sizes.context_window_size < window:
         return []

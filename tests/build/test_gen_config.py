@@ -180,6 +180,12 @@ def test_sizes_are_chosen_and_checked(llama: Path, out: Path) -> None:
     assert len(error.value.problems) == 3
 
 
+def test_a_context_beyond_the_model_is_warned_of(llama: Path, out: Path) -> None:
+    messages = gen_config(llama, out, **sizes(4096, 512, 1)).messages
+    assert [m for m in messages if "longer than the 1024 that the model was made for" in m]
+    assert not any("longer" in m for m in gen_config(llama, out, **sizes(1024, 512, 1)).messages)
+
+
 def test_a_sliding_window_limits_the_context(tmp_path: Path, out: Path) -> None:
     checkpoint = folder(tmp_path / "hf", "mistral", sliding_window=256)
     generated = gen_config(checkpoint, out)
