@@ -214,7 +214,9 @@ class _Run:
         """
         out = self.journal.out
         for leftover in out.parent.glob(f".{glob.escape(out.name)}.{kind}-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            # An old output was moved aside into a folder of its own: nothing else looks like that.
+            if kind == "partial" or {path.name for path in leftover.iterdir()} <= {out.name}:
+                shutil.rmtree(leftover, ignore_errors=True)
 
     def block(self, i: int) -> BlockReport:
         """Quantize block i and commit it to the journal."""

@@ -231,6 +231,21 @@ def test_finished_output_is_recognized(tmp_path: Path, calibration: CalibrationD
         quantize_checkpoint(source, tmp_path / "out", _recipe(bits=4, symmetric=True), calibration)
 
 
+def test_only_what_a_killed_run_left_is_cleared(
+    tmp_path: Path, calibration: CalibrationData
+) -> None:
+    model = make_tiny_model(tmp_path / "model", layers=1)
+    ours, users = tmp_path / ".out.old-abc", tmp_path / ".out.old-notes"
+    (ours / "out").mkdir(parents=True)
+    users.mkdir()
+    (users / "file").write_text("mine")
+    (tmp_path / ".out.partial-xyz").mkdir()
+    quantize_checkpoint(model, tmp_path / "out", _recipe(), calibration)
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".out.old-notes", "model", "out"]
+    assert (users / "file").read_text() == "mine"
+
+
 def _damage(folder: Path, name: str, value: float) -> None:
     tensors = load_file(folder / "model.safetensors")
     tensors[name][0, 0] = value
