@@ -52,7 +52,7 @@ class StreamedModel:
         self.reader = TensorReader(self.folder)
         raise_all(tensor_problems(self.config, self.reader))
 
-        model = _skeleton(self, attention)
+        model = skeleton(self.config, attention)
         layers = model.get_submodule(self.family.block.rpartition(".")[0])
         assert isinstance(layers, nn.ModuleList)
         self._layers = list(layers)
@@ -192,15 +192,18 @@ def _layers_return_tuples() -> bool:
     return (major, minor) < (4, 54)
 
 
-def _skeleton(model: StreamedModel, attention: str) -> Any:
-    """The causal LM of transformers with every parameter on the meta device."""
+def skeleton(given: ModelConfig, attention: str = "sdpa") -> Any:
+    """The causal LM of transformers with every parameter on the meta device.
+
+    Its rotary buffers are there too, without content: who runs it makes that module anew.
+    """
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    raw = portable_config(model.config)
+    raw = portable_config(given)
     # Types and storage are ours to decide; everything else is transformers' business.
     for key in ("quantization_config", "torch_dtype", "dtype", "model_type"):
         raw.pop(key, None)
-    config = AutoConfig.for_model(model.config.model_type, **raw)
+    config = AutoConfig.for_model(given.model_type, **raw)
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
 

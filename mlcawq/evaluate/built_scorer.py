@@ -9,7 +9,7 @@ import numpy as np
 
 from mlcawq.engine.artifact import read_folder
 from mlcawq.engine.runtime import ModelRuntime
-from mlcawq.evaluate.scorers import folder_label
+from mlcawq.evaluate.folders import folder_label
 
 _UNBOUNDED = 2**31 - 1  # tokens that a model with a sliding window takes
 _SEQUENCE = 0

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 
 from mlcawq.checkpoint.config import load_json
-from mlcawq.checkpoint.hf_config import portable_config
 from mlcawq.checkpoint.source import load_tokenizer
-from mlcawq.checkpoint.streaming import StreamedModel
+from mlcawq.checkpoint.streaming import StreamedModel, skeleton
 from mlcawq.errors import UserError
 from mlcawq.families import expected_tensors
 
@@ -25,21 +24,13 @@ _BATCH = 32
 
 def load_whole(streamed: StreamedModel) -> Any:
     """transformers' causal LM with the checkpoint's weights in float32, AWQ ones dequantized."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    raw = portable_config(streamed.config)
-    for key in ("quantization_config", "torch_dtype", "dtype", "model_type"):
-        raw.pop(key, None)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            AutoConfig.for_model(streamed.config.model_type, **raw)
-        )
+    model = skeleton(streamed.config)
     state = {name: streamed.tensor(name) for name in expected_tensors(streamed.config)}
     model.load_state_dict(state, strict=False, assign=True)
     model.tie_weights()
     rotary = model.base_model.rotary_emb  # its buffers are computed, not loaded
     model.base_model.rotary_emb = type(rotary)(config=model.config)
-    return model.eval().requires_grad_(False)
+    return model.requires_grad_(False)
 
 
 def stop_ids(folder: Path, tokenizer: Any) -> list[int]:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from mlcawq.checkpoint.streaming import StreamedModel
-from mlcawq.evaluate.scorers import folder_label
+from mlcawq.evaluate.folders import folder_label
 
 # Hidden states kept at a time: for each such portion of the text, every block is read once.
 _HIDDEN_BYTES = 2**30

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mlcawq.errors import Problem, UserError
-from mlcawq.evaluate.scorers import Kind
+from mlcawq.evaluate.folders import Kind
 
 _SHOWN_PROBLEMS = 10
 

@@ -12,8 +12,9 @@ import numpy as np
 from mlcawq.checkpoint.source import resolve
 from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.evaluate.compare import Comparison, TextScore, score_windows
+from mlcawq.evaluate.folders import Kind, folder_kind, folder_label
 from mlcawq.evaluate.questions import Answered, ask, open_answerer, read_questions
-from mlcawq.evaluate.scorers import Kind, Scorer, folder_kind, folder_label, open_scorer
+from mlcawq.evaluate.scorers import Scorer, open_scorer
 from mlcawq.evaluate.text import cut_windows, open_tokenizer, read_text, vocabulary_problems
 
 T = TypeVar("T")

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
-from mlcawq.checkpoint.config import load_json, read_config
-from mlcawq.errors import Problem
-
-Kind = Literal["checkpoint", "built"]
-
-CHAT_CONFIG = "mlc-chat-config.json"
+from mlcawq.evaluate.folders import Kind
 
 
 class Scorer(Protocol):
@@ -42,23 +37,6 @@ def rows_at_once(vocab_size: int) -> int:
     return max(16, min(512, 2**23 // vocab_size))
 
 
-def folder_kind(folder: Path) -> Kind | Problem:
-    """What a model folder is, by the files in it alone; a Problem when it is neither kind."""
-    where = str(folder)
-    if not folder.is_dir():
-        fix = "give a folder: a Hugging Face checkpoint, or one that `mlcawq build` wrote"
-        return Problem("no such folder", where, fix)
-    if (folder / CHAT_CONFIG).is_file():
-        return "built"
-    if (folder / "config.json").is_file():
-        return "checkpoint"
-    return Problem(
-        f"neither {CHAT_CONFIG} nor config.json is in it",
-        where,
-        "give a Hugging Face checkpoint, or a folder that `mlcawq build` wrote",
-    )
-
-
 def open_scorer(folder: Path, kind: Kind) -> Scorer:
     """A scorer for the folder. Raises UserError for a folder that is not whole."""
     if kind == "built":
@@ -68,12 +46,3 @@ def open_scorer(folder: Path, kind: Kind) -> Scorer:
     from mlcawq.evaluate.checkpoint_scorer import CheckpointScorer
 
     return CheckpointScorer(folder)
-
-
-def folder_label(folder: Path, kind: Kind) -> str:
-    """What a table calls the model: q4f16_autoawq, awq w4 g128, or the type of its weights."""
-    if kind == "built":
-        return str(load_json(folder / CHAT_CONFIG).get("quantization", "built"))
-    config = read_config(folder)
-    awq = config.quantization
-    return config.dtype if awq is None else f"awq w{awq.bits} g{awq.group_size}"
