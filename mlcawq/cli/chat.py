@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -15,12 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlcawq.cli.streaming import show
 from mlcawq.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
-
-    from mlcawq.engine.engine import Delta
     from mlcawq.engine.session import ChatSession
 
 # Ctrl-C waits for the pass that is running: on a slow CPU this is the longest wait.
@@ -210,32 +207,3 @@ def _ask_once(session: ChatSession, prompt: str, load_seconds: float, as_json: b
         print("note: the answer was cut off at its length limit", file=sys.stderr)
     if reason == "interrupted":
         raise KeyboardInterrupt
-
-
-def show(deltas: Generator[Delta, None, None], write: Any) -> tuple[str, str]:
-    """Write an answer as it comes. Returns it and why it ended; "interrupted" after Ctrl-C."""
-    parts: list[str] = []
-    reason = "interrupted"
-    with interrupts() as interrupted:
-        for delta in deltas:
-            parts.append(delta.text)
-            if write is not None and delta.text:
-                write(delta.text)
-                sys.stdout.flush()
-            if delta.finish_reason is not None:
-                reason = delta.finish_reason
-            elif interrupted:
-                break
-        deltas.close()
-    return "".join(parts), reason
-
-
-@contextmanager
-def interrupts() -> Iterator[list[int]]:
-    """Ctrl-C fills the list instead of raising: the model is stopped between two steps only."""
-    received: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, _frame: received.append(number))
-    try:
-        yield received
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -16,7 +16,7 @@ from prompt_toolkit.history import FileHistory, History, InMemoryHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.output.defaults import create_output
 
-from mlcawq.cli.chat import show
+from mlcawq.cli.streaming import show
 from mlcawq.engine.session import SETTINGS, ChatSession
 from mlcawq.errors import UserError
 
