@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import yaml
@@ -103,20 +105,27 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
         raise UserError.one(f"not valid YAML: {error}", str(path)) from None
     if not isinstance(content, dict):
         raise UserError.one("a recipe is a mapping of options", str(path))
-    return parse_recipe({**content, **(overrides or {})}, where=str(path))
+    return parse_recipe(content, str(path), overrides or {})
 
 
-def parse_recipe(content: dict[str, Any], where: str = "recipe") -> Recipe:
-    """A recipe from plain data. Raises UserError listing every bad key."""
+def parse_recipe(
+    content: dict[str, Any],
+    where: str = "recipe",
+    overrides: Mapping[str, Any] = MappingProxyType({}),
+) -> Recipe:
+    """A recipe from plain data, options of the command line in place of its own.
+
+    Raises UserError listing every bad key, by its option where it came from one.
+    """
     try:
-        return Recipe.model_validate(content)
+        return Recipe.model_validate({**content, **overrides})
     except ValidationError as error:
-        raise UserError(
-            *(
-                Problem(
-                    f"{'.'.join(map(str, item['loc'])) or 'recipe'}: {item['msg']}",
-                    where,
-                )
-                for item in error.errors()
-            )
-        ) from None
+        problems = []
+        for item in error.errors():
+            key = ".".join(map(str, item["loc"])) or "recipe"
+            if key in overrides:
+                option = f"--{key.replace('_', '-')} {overrides[key]}"
+                problems.append(Problem(item["msg"], option))
+            else:
+                problems.append(Problem(f"{key}: {item['msg']}", where))
+        raise UserError(*problems) from None

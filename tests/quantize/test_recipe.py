@@ -44,3 +44,9 @@ def test_not_a_recipe(tmp_path: Path, content: str) -> None:
 def test_unknown_recipe_lists_the_known() -> None:
     with pytest.raises(UserError, match="awq, rtn"):
         load_recipe("gptq")
+
+
+def test_a_bad_option_is_named_as_it_was_typed() -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("awq", {"group_size": 48, "bits": 5})
+    assert {problem.where for problem in caught.value.problems} == {"--group-size 48", "--bits 5"}
