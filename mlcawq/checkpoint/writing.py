@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +21,8 @@ from mlcawq.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+_FRESH_SECONDS = 10.0
 
 
 def check_output(out: Path, *, overwrite: bool = False) -> None:
@@ -79,12 +84,15 @@ def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """Work in a temporary sibling of `out`; on success it becomes `out` by a rename.
 
     Whatever ends the block early, an interrupt included, removes the temporary folder and leaves
-    an earlier `out` as it was. A full disk is raised as UserError.
+    an earlier `out` as it was; what a killed process has left is removed by the next one. A full
+    disk is raised as UserError.
     """
     out = _absolute(out)
     check_output(out, overwrite=overwrite)
+    _clear_abandoned(out)
     stage = scratch_folder(out.parent, f".{out.name}.partial-")
     stage.chmod(0o777 & ~_umask())
+    lock = _locked(stage)
     try:
         yield stage
         sync_tree(stage)
@@ -95,6 +103,30 @@ def staged_folder(out: Path, *, overwrite: bool = False) -> Iterator[Path]:
         raise
     finally:
         shutil.rmtree(stage, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """A handle whose lock on `folder` ends with this process, or None where another holds it."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or a file system without locks
+        os.close(handle)
+        return None
+    return handle
+
+
+def _clear_abandoned(out: Path) -> None:
+    """Remove the temporary siblings of `out` whose processes were killed: nobody locks them."""
+    for stage in out.parent.glob(f".{glob.escape(out.name)}.partial-*"):
+        # One that was made just now may not be locked yet.
+        if stage.is_dir() and time.time() - stage.stat().st_ctime > _FRESH_SECONDS:
+            lock = _locked(stage)
+            if lock is not None:
+                shutil.rmtree(stage, ignore_errors=True)
+                os.close(lock)
 
 
 def disk_error(error: Exception, out: Path) -> Exception:

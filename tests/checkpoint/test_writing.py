@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from mlcawq.checkpoint import writing
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.checkpoint.writing import (
     ShardWriter,
@@ -32,6 +35,31 @@ def test_a_stage_becomes_the_folder(tmp_path: Path) -> None:
         assert not (tmp_path / "deep" / "out").exists()
     assert (tmp_path / "deep" / "out" / "file").read_text() == "content"
     assert leftovers(tmp_path / "deep") == ["out"]
+
+
+def test_what_a_killed_process_left_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "_FRESH_SECONDS", 0.0)
+    begin = "from mlcawq.checkpoint.writing import staged_folder\nfrom pathlib import Path\n"
+    begin += f"with staged_folder(Path({str(tmp_path / 'out')!r})) as stage:\n"
+    begin += "    (stage / 'half').touch()\n    print(stage, flush=True)\n    input()\n"
+    command = [sys.executable, "-c", begin]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None
+        stage = Path(writer.stdout.readline().strip())
+        with staged_folder(tmp_path / "other"):
+            pass
+        with pytest.raises(RuntimeError), staged_folder(tmp_path / "out"):
+            raise RuntimeError
+        assert (stage / "half").exists(), "its process is at work"
+        writer.kill()
+    assert (stage / "half").exists()
+    with staged_folder(tmp_path / "out"):
+        assert not stage.exists()
+    assert leftovers(tmp_path) == ["other", "out"]
 
 
 def test_a_path_that_ends_in_dots_is_taken_as_meant(tmp_path: Path) -> None:
