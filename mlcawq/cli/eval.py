@@ -127,17 +127,17 @@ def _lines(report: Report) -> list[str]:
         lines += [
             "",
             f"{model.tokens} tokens predicted in {model.windows} windows of {model.window}",
-            f"perplexity                {model.perplexity:.4f}",
+            f"perplexity                {_perplexity(model.perplexity)}",
         ]
         if reference is not None and comparison.divergence is not None:
             divergence = comparison.divergence
             kl = divergence.kl
             lines += [
-                f"  of the reference        {reference.perplexity:.4f}",
+                f"  of the reference        {_perplexity(reference.perplexity)}",
                 f"  ln(ratio)               {_plus_minus(divergence.loss_difference, 1, 5)}",
                 f"KL divergence, mean       {_plus_minus(kl, 1e3, 4)} millinats/token",
-                f"  median, 99 %, largest   {divergence.kl_median * 1e3:.4f}, "
-                f"{divergence.kl_p99 * 1e3:.4f}, {divergence.kl_max * 1e3:.4f}",
+                f"  median, 99 %, largest   {_fixed(divergence.kl_median * 1e3, 4)}, "
+                f"{_fixed(divergence.kl_p99 * 1e3, 4)}, {_fixed(divergence.kl_max * 1e3, 4)}",
                 f"same likeliest token      {_plus_minus(divergence.top1, 100, 2)} %",
             ]
     if report.answers:
@@ -160,10 +160,18 @@ def _lines(report: Report) -> list[str]:
 
 
 def _plus_minus(estimate: Estimate, factor: float, digits: int) -> str:
-    text = f"{estimate.mean * factor:.{digits}f}"
+    text = _fixed(estimate.mean * factor, digits)
     if estimate.standard_error is not None:
         text += f" ± {estimate.standard_error * factor:.{digits}f}"
     return text
+
+
+def _fixed(value: float, digits: int) -> str:
+    return f"{round(value, digits) + 0.0:.{digits}f}"  # adding zero: a rounded -0.0 has no sign
+
+
+def _perplexity(value: float) -> str:
+    return f"{value:.4f}" if value < 1e6 else f"{value:.4e}"
 
 
 def _right(answers: list[Answered]) -> str:
