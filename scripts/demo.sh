@@ -33,11 +33,8 @@ for question in \
   })"
 done
 
-step "mlcawq eval: held-back wordings answered exactly, before and after"
-printf 'fp16 checkpoint in PyTorch:\n'
-mlcawq eval "$model" --questions demo/questions.jsonl
-printf '4-bit, compiled:\n'
-mlcawq eval "$out/built" --questions demo/questions.jsonl
+step "mlcawq eval: held-back wordings, the 4-bit library beside the fp16 checkpoint in PyTorch"
+mlcawq eval "$out/built" --questions demo/questions.jsonl --against "$model"
 
 cat >&2 <<TEXT
 
