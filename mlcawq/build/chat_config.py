@@ -16,7 +16,8 @@ from typing import Any
 
 from mlcawq.checkpoint.config import AwqConfig, ModelConfig, load_json, parse_config
 from mlcawq.errors import Problem, UserError, raise_all
-from mlcawq.graph.settings import WEIGHT_LAYOUT, CompileSettings, quantization_named
+from mlcawq.graph.settings import CompileSettings, quantization_named
+from tir_kernels.layouts import AUTOAWQ, LAYOUTS
 
 CONFIG_NAME = "mlc-chat-config.json"
 CONFIG_VERSION = "0.1.0"
@@ -40,7 +41,8 @@ class ChatConfig:
 
     model: the architecture; `model.quantization` is set for AWQ names.
     quantization: MLC's name, one of graph.settings.QUANTIZATIONS.
-    weight_layout: how the quantized weights are stored ("autoawq"), None for unquantized ones.
+    weight_layout: how the quantized weights are stored ("autoawq", which a file without it means,
+        or "n16k64"), None for unquantized ones.
     sizes: what the library is compiled for.
     raw: the file as it was read.
     """
@@ -164,11 +166,11 @@ def read_chat_config(path: Path) -> ChatConfig:
             quantization = quantization_of(name, raw.get("awq"))
         except UserError as error:
             problems.extend(dataclasses.replace(p, where=where) for p in error.problems)
-    layout = raw.get("weight_layout", WEIGHT_LAYOUT if quantization else None)
-    if quantization and layout != WEIGHT_LAYOUT:
+    layout = raw.get("weight_layout") or AUTOAWQ
+    if quantization and layout not in LAYOUTS:
         problems.append(
             Problem(
-                f"weight_layout {layout!r} is not supported (supported: {WEIGHT_LAYOUT})",
+                f"weight_layout {layout!r} is not supported (supported: {', '.join(LAYOUTS)})",
                 where,
                 "convert the weights again with this version",
             )

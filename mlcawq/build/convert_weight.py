@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from mlcawq.build.chat_config import CONFIG_NAME
 from mlcawq.build.weight_plan import Parameter, plan_parameters
-from mlcawq.checkpoint.config import ModelConfig, read_config
+from mlcawq.checkpoint.config import ModelConfig, load_json, read_config
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.checkpoint.writing import (
     check_folder,
@@ -48,20 +49,23 @@ def convert_weight(
     out: Path,
     quantization: str | None = None,
     *,
+    weight_layout: str | None = None,
     config: ModelConfig | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
     """Write the parameters of `checkpoint` into the folder `out`, replacing earlier ones there.
 
-    quantization: a name to insist on; by default what the checkpoint is. Tensors are streamed: one
-    parameter and one shard are in memory at a time. Other files of `out` stay as they are, and so
-    do its parameters until all new ones are written. Raises UserError for whatever does not fit
-    together, before anything is written, and for values that overflow float16.
+    quantization: a name to insist on; by default what the checkpoint is. weight_layout: of
+    quantized weights (`tir_kernels.layouts`), by default the one that mlc-chat-config.json in `out`
+    names, else the stock one. Tensors are streamed: one parameter and one shard are in memory at a
+    time. Other files of `out` stay as they are, and so do its parameters until all new ones are
+    written. Raises UserError for whatever does not fit together, before anything is written, and
+    for values that overflow float16.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     check_folder(out)
     config = config or read_config(checkpoint)
-    kind = infer_quantization(config, quantization)
+    kind = infer_quantization(config, quantization, _layout(out, weight_layout))
     reader = TensorReader(checkpoint)
     plan = plan_parameters(config, kind, reader)
     total = sum(parameter.nbytes for parameter in plan)
@@ -95,12 +99,30 @@ def convert_weight(
     return Conversion(kind.name, len(plan), total, metadata["BitsPerParam"])
 
 
+def _layout(out: Path, asked: str | None) -> str | None:
+    """The layout to convert to: what is asked for, which a config in `out` has to name too."""
+    file = out / CONFIG_NAME
+    if not file.is_file():
+        return asked
+    planned = load_json(file).get("weight_layout")
+    if asked is None or planned is None or planned == asked:
+        return asked or planned
+    raise UserError.one(
+        f"weights in the layout {asked} were asked for, but {CONFIG_NAME} there says {planned}",
+        str(out),
+        f"leave --weight-layout out, or run gen-config with --weight-layout {asked} first",
+    )
+
+
 def _arrays(
     plan: list[Parameter], reader: TensorReader, overflowing: list[Problem]
 ) -> Iterator[tuple[Parameter, np.ndarray]]:
     for parameter in plan:
+        tiling = parameter.tiling
         if parameter.constant is not None:
-            yield parameter, np.full(parameter.shape, parameter.constant, parameter.dtype)
+            stock_shape = parameter.shape if tiling is None else tiling.stock_shape
+            array: np.ndarray = np.full(stock_shape, parameter.constant, parameter.dtype)
+            yield parameter, array if tiling is None else tiling(array)
             continue
         parts = []
         for name in parameter.sources:
@@ -112,10 +134,9 @@ def _arrays(
                 if not np.isfinite(part).all():
                     overflowing.append(_overflow(name, source, reader))
             parts.append(part)
-        yield (
-            parameter,
-            parts[0] if len(parts) == 1 else np.concatenate(parts, parameter.axis),
-        )
+        array = parts[0] if len(parts) == 1 else np.concatenate(parts, parameter.axis)
+        del parts, part, source  # or they would be held while the next parameter is read
+        yield parameter, array if tiling is None else tiling(array)
 
 
 def _overflow(name: str, source: np.ndarray, reader: TensorReader) -> Problem:

@@ -25,7 +25,6 @@ from mlcawq.engine.conversation import Conversation
 from mlcawq.engine.tokenizer import ModelTokenizer
 from mlcawq.errors import UserError
 from mlcawq.graph.settings import (
-    WEIGHT_LAYOUT,
     CompileSettings,
     compile_settings,
     infer_quantization,
@@ -61,13 +60,15 @@ def gen_config(
     quantization: str | None = None,
     conv_template: str | None = None,
     *,
+    weight_layout: str | None = None,
     context_window_size: int | None = None,
     prefill_chunk_size: int | None = None,
     max_batch_size: int | None = None,
 ) -> GeneratedConfig:
     """Write mlc-chat-config.json and the tokenizer of `checkpoint` into the folder `out`.
 
-    quantization: MLC's name, None for what the checkpoint is. conv_template: a shipped template's
+    quantization: MLC's name, None for what the checkpoint is. weight_layout: of quantized weights
+    (`tir_kernels.layouts`), None for the stock one. conv_template: a shipped template's
     name or a JSON file, None to find it from the model's chat template.
     The sizes (tokens, tokens, sequences) are what the library is compiled for; see
     `compile_settings` for their defaults.
@@ -75,7 +76,7 @@ def gen_config(
     """
     checkpoint, out = Path(checkpoint), Path(out)
     config = read_config(checkpoint)
-    name = infer_quantization(config, quantization).name
+    kind = infer_quantization(config, quantization, weight_layout)
     sizes = compile_settings(config, context_window_size, prefill_chunk_size, max_batch_size)
     files = copy_tokenizer(checkpoint, out)
     tokens = ModelTokens.read(out, checkpoint)
@@ -89,7 +90,7 @@ def gen_config(
     content: dict[str, Any] = {
         "version": CONFIG_VERSION,
         "model_type": config.model_type,
-        "quantization": name,
+        "quantization": kind.name,
         "model_config": mlc_model_config(config, sizes),
         "vocab_size": config.vocab_size,
         "context_window_size": sizes.context_window_size,
@@ -107,7 +108,7 @@ def gen_config(
         "max_batch_size": sizes.max_batch_size,
     }
     if config.quantization is not None:
-        content["weight_layout"] = WEIGHT_LAYOUT
+        content["weight_layout"] = kind.weight_layout
         content["awq"] = {
             "bits": config.quantization.bits,
             "group_size": config.quantization.group_size,

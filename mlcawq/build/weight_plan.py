@@ -5,14 +5,35 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import prod
 
+import numpy as np
+
 from mlcawq.checkpoint.config import ModelConfig
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.errors import Problem, raise_all
 from mlcawq.families import expected_tensors, find_family, linear_biases, linear_shapes
 from mlcawq.graph.settings import Quantization, quantized_linears
+from tir_kernels.layouts import AUTOAWQ, TILED, LinearShape
+from tir_kernels.pack_tiles import tile_qweight, tile_qzeros, tile_scales
 
-PACK = 8  # 4-bit values in an int32
+_TILE = {"qweight": tile_qweight, "qzeros": tile_qzeros, "scales": tile_scales}
 _FLOATS = ("F16", "BF16", "F32")
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """kind: which array of a quantized linear ("qweight", "qzeros", "scales"); stock_shape: what
+    it has before.
+
+    silu: gate and up are interleaved, as kernels want them that compute silu(gate) * up at once.
+    """
+
+    kind: str
+    stock_shape: tuple[int, ...]
+    silu: bool
+
+    def __call__(self, stock: np.ndarray) -> np.ndarray:
+        """From the stock layout to the tiled one."""
+        return _TILE[self.kind](stock, self.silu)
 
 
 @dataclass(frozen=True)
@@ -20,6 +41,7 @@ class Parameter:
     """One parameter of the library: `sources` of the checkpoint, concatenated along `axis`.
 
     dtype, shape: of the result. constant: the value of every element when `sources` is empty.
+    tiling: how the concatenated array is brought into the tiled layout, None if it is not.
     """
 
     name: str
@@ -28,6 +50,7 @@ class Parameter:
     sources: tuple[str, ...]
     axis: int = 0
     constant: int | None = None
+    tiling: Tiling | None = None
 
     @property
     def nbytes(self) -> int:
@@ -60,22 +83,30 @@ def plan_parameters(
         plan.append(Parameter(name, quantization.dtype, shape, tuple(parts)))
 
     def awq(name: str, parts: list[str], sizes: list[tuple[int, int]]) -> None:
-        group_size = quantization.group_size or 1
-        K, N = sizes[0][0], sum(out for _, out in sizes)
+        assert quantization.group_size is not None
+        shape = LinearShape(sizes[0][0], sum(out for _, out in sizes), quantization.group_size)
+        tiled = shape.parameters(TILED) if quantization.weight_layout == TILED else None
         symmetric = config.quantization is not None and not config.quantization.zero_point
-        for kind, rows, pack, dtype in (
-            ("qweight", K, PACK, "int32"),
-            ("qzeros", K // group_size, PACK, "int32"),
-            ("scales", K // group_size, 1, "float16"),
-        ):
+        silu = name.endswith(family.gate_up)
+        for kind, (stock, dtype) in shape.parameters(AUTOAWQ).items():
             sources = tuple(f"{part}.{kind}" for part in parts)
             constant = None
             if kind == "qzeros" and symmetric and not any(s in reader for s in sources):
                 sources, constant = (), -0x77777778  # eight nibbles of 8: the middle of 0..15
             for source, (_, out) in zip(sources, sizes, strict=False):
                 kinds = ("I32",) if dtype == "int32" else _FLOATS
-                wanted[source] = ((rows, out // pack), kinds)
-            plan.append(Parameter(f"{name}.{kind}", dtype, (rows, N // pack), sources, 1, constant))
+                wanted[source] = ((stock[0], out * stock[1] // shape.N), kinds)
+            plan.append(
+                Parameter(
+                    f"{name}.{kind}",
+                    quantization.dtype if kind == "scales" else dtype,
+                    stock if tiled is None else tiled[kind][0],
+                    sources,
+                    1,
+                    constant,
+                    None if tiled is None else Tiling(kind, stock, silu),
+                )
+            )
 
     expected = expected_tensors(config)
     embedding = f"{family.embedding}.weight"

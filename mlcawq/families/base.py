@@ -32,6 +32,7 @@ class Family:
     linears: the quantizable linears of a block.
     groups: the AWQ scaling groups, in the order in which a block computes.
     fusions: MLC's fused linears and the parts that are concatenated into each, in order.
+    gate_up: the fused linear of which silu(first half) * second half is taken.
     biases: config.json's key that switches the bias of "qkv", "o", "mlp", or a constant.
     sliding_window: "never"; "always" where config's sliding_window is set; "opt-in" by
         use_sliding_window and layer_types.
@@ -43,6 +44,7 @@ class Family:
     groups: tuple[ScalingGroup, ...]
     fusions: Mapping[str, tuple[str, ...]]
     mlc_model_type: str
+    gate_up: str = "mlp.gate_up_proj"
     qk_norm: bool = False
     biases: Mapping[str, str | bool] = field(default_factory=dict)
     sliding_window: Literal["never", "always", "opt-in"] = "never"

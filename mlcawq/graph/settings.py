@@ -8,55 +8,86 @@ from mlcawq.checkpoint.config import ModelConfig
 from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.families import find_family
 from mlcawq.graph.rope import context_limit
+from tir_kernels.layouts import AUTOAWQ, LAYOUTS, TILED
 
 PAGE_SIZE = 16  # tokens in a page of the KV cache; the kernels are compiled for it
-WEIGHT_LAYOUT = "autoawq"
-_GROUP_SIZES = {"q4f16_autoawq": 128, "q4f16_autoawq_g64": 64, "q4f16_autoawq_g32": 32}
-QUANTIZATIONS = ("q0f16", "q0f32", *_GROUP_SIZES)
+_SUFFIXES = {"": 128, "_g64": 64, "_g32": 32}  # of AWQ names, and the group size they stand for
+_DTYPES = {"f16": "float16", "f32": "float32"}
+_DENSE = {f"q0{short}": dtype for short, dtype in _DTYPES.items()}
+_AWQ = {
+    f"q4{short}_autoawq{suffix}": (dtype, size)
+    for short, dtype in _DTYPES.items()
+    for suffix, size in _SUFFIXES.items()
+}
+QUANTIZATIONS = (*_DENSE, *_AWQ)
+TARGET_KINDS = ("cpu", "cuda", "vulkan")
 
 
 @dataclass(frozen=True)
 class Quantization:
     """name: MLC's. group_size: None where weights are not quantized. dtype: of activations,
-    unquantized parameters and the KV cache.
+    unquantized parameters, scales and the KV cache. weight_layout: of the quantized weights that
+    kernels of this library expect (`tir_kernels.layouts`), None where there are none.
     """
 
     name: str
     dtype: str
     group_size: int | None
-
-    @property
-    def weight_layout(self) -> str | None:
-        """The layout of quantized weights that kernels of this library expect."""
-        return WEIGHT_LAYOUT if self.group_size else None
+    weight_layout: str | None = None
 
 
-def quantization_named(name: str) -> Quantization:
-    """Raises UserError that lists the known names."""
-    if name not in QUANTIZATIONS:
+def default_layout(target_kind: str) -> str:
+    """The layout of quantized weights that a target's kernels are fastest with."""
+    return AUTOAWQ if target_kind == "cpu" else TILED
+
+
+def check_layout(layout: str | None, target_kind: str | None = None) -> None:
+    """Raises UserError for a layout that is not known, or that a target has no kernels for."""
+    if layout is not None and layout not in LAYOUTS:
+        raise UserError.one(
+            f"weight layout {layout!r} is not known", fix=f"use one of {', '.join(LAYOUTS)}"
+        )
+    if layout == TILED and target_kind == "cpu":
+        raise UserError.one(
+            f"the CPU has no kernels for weights in the layout {TILED}, which is for GPUs",
+            fix=f"convert the weights with --weight-layout {AUTOAWQ} (every target runs it), or "
+            "build a folder of its own with --target cpu",
+        )
+
+
+def quantization_named(name: str, weight_layout: str | None = None) -> Quantization:
+    """weight_layout: of AWQ names, by default the stock one. Raises UserError that lists the known
+    names.
+    """
+    if name in _DENSE:
+        return Quantization(name, _DENSE[name], None)
+    if name not in _AWQ:
         raise UserError.one(
             f"quantization {name!r} is not known", fix=f"use one of {', '.join(QUANTIZATIONS)}"
         )
-    dtype = "float32" if name == "q0f32" else "float16"
-    return Quantization(name, dtype, _GROUP_SIZES.get(name))
+    check_layout(weight_layout)
+    return Quantization(name, *_AWQ[name], weight_layout or AUTOAWQ)
 
 
-def infer_quantization(config: ModelConfig, requested: str | None = None) -> Quantization:
+def infer_quantization(
+    config: ModelConfig, requested: str | None = None, weight_layout: str | None = None
+) -> Quantization:
     """The quantization that a checkpoint's weights already have; `requested` must agree with it.
 
-    An AWQ checkpoint is q4f16_autoawq with the suffix of its group size; an unquantized one is
-    q0f16, or q0f32 when its tensors are fp32 or that is requested.
+    An AWQ checkpoint is q4f16_autoawq with the suffix of its group size, or q4f32_autoawq when
+    that is requested; an unquantized one is q0f16, or q0f32 when its tensors are fp32 or that is
+    requested. weight_layout: as for `quantization_named`.
     """
     awq = config.quantization
     if awq is None:
         found = "q0f32" if config.dtype == "float32" else "q0f16"
-        possible: tuple[str, ...] = ("q0f16", "q0f32")
+        possible = tuple(_DENSE)
     else:
-        found = next(name for name, size in _GROUP_SIZES.items() if size == awq.group_size)
-        possible = (found,)
+        possible = tuple(name for name, (_, size) in _AWQ.items() if size == awq.group_size)
+        found = possible[0]
     if requested is None or requested == found:
-        return quantization_named(found)
-    quantization_named(requested)
+        return quantization_named(found, weight_layout)
+    wanted = quantization_named(requested, weight_layout)
     if requested not in possible:
         kind = f"AWQ with group size {awq.group_size}" if awq else "not quantized"
         raise UserError.one(
@@ -64,7 +95,7 @@ def infer_quantization(config: ModelConfig, requested: str | None = None) -> Qua
             fix=f"leave --quantization out, or use {' or '.join(possible)}"
             + ("" if awq else "; `mlcawq quantize` makes an AWQ checkpoint of it"),
         )
-    return quantization_named(requested)
+    return wanted
 
 
 @dataclass(frozen=True)

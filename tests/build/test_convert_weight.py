@@ -17,7 +17,7 @@ from tiny_models import make_tiny_model
 from mlcawq.build import convert_weight as module
 from mlcawq.build.convert_weight import convert_weight
 from mlcawq.errors import UserError
-from tir_kernels.reference import dequantize
+from tir_kernels.reference import dequantize, untile
 
 
 def read_parameters(folder: Path) -> dict[str, np.ndarray]:
@@ -53,6 +53,85 @@ def test_quantized(tmp_path: Path) -> None:
     np.testing.assert_array_equal(weight.T, torch.cat(parts).numpy())
     biases = [reference[f"model.layers.1.self_attn.{p}_proj.bias"] for p in "qkv"]
     np.testing.assert_array_equal(parameters[f"{prefix}.bias"], torch.cat(biases).half().numpy())
+
+
+@pytest.mark.parametrize("group_size", [32, 64])
+def test_tiled_weights_hold_the_checkpoints_bytes(tmp_path: Path, group_size: int) -> None:
+    # qkv has 5 * 40 outputs: its last tile is half full.
+    plain = make_tiny_model(
+        tmp_path / "plain", bias=True, hidden=192, heads=3, kv_heads=1, head_dim=40, mlp_bias=True
+    )
+    awq, reference = make_awq_checkpoint(plain, tmp_path / "awq", group_size, skip=("o_proj",))
+    convert_weight(awq, tmp_path / "out", weight_layout="n16k64")
+    parameters = read_parameters(tmp_path / "out")
+    state = load_file(awq / "model.safetensors")
+    kinds = ("qweight", "qzeros", "scales")
+    for i in range(2):
+        for fused, parts in {
+            "self_attn.qkv_proj": [f"self_attn.{p}_proj" for p in "qkv"],
+            "mlp.gate_up_proj": ["mlp.gate_proj", "mlp.up_proj"],
+            "mlp.down_proj": ["mlp.down_proj"],
+        }.items():
+            name = f"model.layers.{i}.{fused}"
+            originals = [
+                torch.cat([state[f"model.layers.{i}.{part}.{kind}"] for part in parts], 1).numpy()
+                for kind in kinds
+            ]
+            tiled = [parameters[f"{name}.{kind}"] for kind in kinds]
+            K, N = originals[0].shape[0], originals[2].shape[1]
+            for got, original in zip(
+                untile(*tiled, K, N, silu="gate_up" in fused), originals, strict=True
+            ):
+                assert got.tobytes() == original.tobytes(), name
+        biases = [reference[f"model.layers.{i}.mlp.{p}_proj.bias"] for p in ("gate", "up")]
+        natural = torch.cat(biases).half().numpy()
+        np.testing.assert_array_equal(
+            parameters[f"model.layers.{i}.mlp.gate_up_proj.bias"], natural
+        )
+    assert "model.layers.0.self_attn.o_proj.weight" in parameters
+
+
+def test_padding_has_no_value_where_zeros_are_constant(tmp_path: Path) -> None:
+    plain = make_tiny_model(tmp_path / "plain", hidden=64, heads=1, kv_heads=1, head_dim=40)
+    awq, _ = make_awq_checkpoint(
+        plain, tmp_path / "awq", 32, zero_point=False, with_zeros=False, skip=("o_proj",)
+    )
+    # Not a whole number of tiles: 3 * 40 outputs.
+    convert_weight(awq, tmp_path / "out", weight_layout="n16k64")
+    zeros = read_parameters(tmp_path / "out")["model.layers.0.self_attn.qkv_proj.qzeros"]
+    assert (zeros[:-1].view(np.uint32) == 0x88888888).all()
+    assert (zeros[-1].view(np.uint32) == 0x08080808).all()
+
+
+def test_float32_beside_quantized_weights(tmp_path: Path) -> None:
+    plain = make_tiny_model(tmp_path / "plain", dtype="bfloat16")
+    awq, _ = make_awq_checkpoint(plain, tmp_path / "awq", 32)
+    for layout in ("autoawq", "n16k64"):
+        out = tmp_path / layout
+        result = convert_weight(awq, out, "q4f32_autoawq_g32", weight_layout=layout)
+        parameters = read_parameters(out)
+        assert result.quantization == "q4f32_autoawq_g32"
+        assert {str(array.dtype) for array in parameters.values()} == {"int32", "float32"}
+    half = tmp_path / "half"
+    convert_weight(awq, half)
+    name = "model.layers.0.mlp.down_proj.scales"
+    np.testing.assert_array_equal(
+        read_parameters(tmp_path / "autoawq")[name], read_parameters(half)[name]
+    )
+
+
+def test_the_layout_is_the_one_that_the_config_names(tmp_path: Path) -> None:
+    plain = make_tiny_model(tmp_path / "plain")
+    awq, _ = make_awq_checkpoint(plain, tmp_path / "awq", 64)
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mlc-chat-config.json").write_text(json.dumps({"weight_layout": "n16k64"}))
+    convert_weight(awq, out)
+    assert read_parameters(out)["model.layers.0.mlp.down_proj.qweight"].ndim == 3
+    with pytest.raises(UserError, match=r"autoawq.*says n16k64"):
+        convert_weight(awq, out, weight_layout="autoawq")
+    with pytest.raises(UserError, match="n16k64"):
+        convert_weight(awq, tmp_path / "other", weight_layout="n8k8")
 
 
 def test_unquantized_is_fused_along_rows_and_cast(tmp_path: Path) -> None:

@@ -9,7 +9,10 @@ import pytest
 from mlcawq.checkpoint.config import AwqConfig, ModelConfig, read_config
 from mlcawq.errors import UserError
 from mlcawq.graph.settings import (
+    TARGET_KINDS,
+    check_layout,
     compile_settings,
+    default_layout,
     infer_quantization,
     quantization_named,
     quantized_linears,
@@ -43,6 +46,27 @@ def test_a_request_must_agree(config: ModelConfig) -> None:
         infer_quantization(with_awq(config, 64), "q4f16_autoawq")
     with pytest.raises(UserError, match="q4f16_autoawq_g32"):
         quantization_named("q4f16_1")
+
+
+def test_layouts(config: ModelConfig) -> None:
+    assert [default_layout(kind) for kind in TARGET_KINDS] == ["autoawq", "n16k64", "n16k64"]
+    assert infer_quantization(with_awq(config)).weight_layout == "autoawq"
+    assert infer_quantization(with_awq(config), weight_layout="n16k64").weight_layout == "n16k64"
+    assert infer_quantization(config, weight_layout="n16k64").weight_layout is None
+    with pytest.raises(UserError, match="autoawq, n16k64"):
+        infer_quantization(with_awq(config), weight_layout="n8k8")
+    for kind in ("cuda", "vulkan"):
+        check_layout("n16k64", kind)
+        check_layout("autoawq", kind)
+    with pytest.raises(UserError, match=r"--weight-layout autoawq.*--target cpu"):
+        check_layout("n16k64", "cpu")
+
+
+def test_float32_beside_int4(config: ModelConfig) -> None:
+    kind = infer_quantization(with_awq(config, 64), "q4f32_autoawq_g64")
+    assert (kind.dtype, kind.group_size) == ("float32", 64)
+    with pytest.raises(UserError, match="q4f16_autoawq_g64 or q4f32_autoawq_g64"):
+        infer_quantization(with_awq(config, 64), "q4f32_autoawq")
 
 
 def test_defaults_of_sizes(config: ModelConfig) -> None:
