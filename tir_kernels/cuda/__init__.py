@@ -1,0 +1,1 @@
+"""Kernels for NVIDIA GPUs from sm_75 on: tensor cores, fp32 sums."""
