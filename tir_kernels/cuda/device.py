@@ -8,9 +8,9 @@ Registers are passed as pointers to local buffers (uint32 for packed pairs, floa
 inlining nothing is left of the pointers. Fragments are those of the PTX manual's figures: with
 g = lane / 4 and t = lane % 4,
 
-    A [16, 16] row      a[0] (g, 2t) a[1] (g + 8, 2t) a[2] (g, 2t + 8) a[3] (g + 8, 2t + 8), pairs along k
-    B [16, 8] column    b[0] (2t, g) b[1] (2t + 8, g), pairs along k
-    C, D [16, 8] fp32   (g, 2t) (g, 2t + 1) (g + 8, 2t) (g + 8, 2t + 1)
+    A [16, 16] row      (g, 2t) (g + 8, 2t) (g, 2t + 8) (g + 8, 2t + 8), pairs along columns
+    B [16, 8] column    (2t, g) (2t + 8, g), pairs along rows
+    D [16, 8] fp32      (g, 2t) (g, 2t + 1) (g + 8, 2t) (g + 8, 2t + 1)
 """
 
 from __future__ import annotations
