@@ -178,21 +178,6 @@ load_streamed = DeviceFunction(
 """,
 )
 
-# The same where `valid` is not 0; else zeros, and nothing is read: (d[4], global, valid).
-load_streamed_or_zero = DeviceFunction(
-    "tir_load_streamed_or_zero",
-    "unsigned* d, const void* global, int valid",
-    """
-  asm volatile("{\\n"
-               " .reg .pred p;\\n"
-               " setp.ne.b32 p, %5, 0;\\n"
-               " mov.b32 %0, 0;\\n mov.b32 %1, 0;\\n mov.b32 %2, 0;\\n mov.b32 %3, 0;\\n"
-               " @p ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];\\n"
-               "}"
-               : "=&r"(d[0]), "=&r"(d[1]), "=&r"(d[2]), "=&r"(d[3]) : "l"(global), "r"(valid));
-""",
-)
-
 # Read 16 bytes that do not change while the kernel runs, through the SM's cache: (d[4], global).
 load_cached = DeviceFunction(
     "tir_load_cached",
@@ -203,7 +188,8 @@ load_cached = DeviceFunction(
 """,
 )
 
-# Read a word, or a byte, that does not change while the kernel runs: (global) -> uint32.
+# Read a word that does not change while the kernel runs, or the byte `offset` bytes further:
+# (global) -> uint32, (global, offset) -> uint32.
 load_word = DeviceFunction(
     "tir_load_word",
     "const void* global",
@@ -216,10 +202,10 @@ load_word = DeviceFunction(
 )
 load_byte = DeviceFunction(
     "tir_load_byte",
-    "const void* global",
+    "const void* global, int offset",
     """
   unsigned byte;
-  asm volatile("ld.global.nc.u8 %0, [%1];" : "=r"(byte) : "l"(global));
+  asm volatile("ld.global.nc.u8 %0, [%1];" : "=r"(byte) : "l"((const char*)global + offset));
   return byte;
 """,
     "uint32",
