@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
-from tir_kernels import cpu
-from tir_kernels._tvm import PrimFunc, Target
-from tir_kernels.layouts import LinearShape
+from types import ModuleType
 
-_ACT_DTYPES = ("float16", "float32")
+from tir_kernels import cpu, cuda, vulkan
+from tir_kernels._tvm import PrimFunc, Target
+from tir_kernels.layouts import AUTOAWQ, TILED, LinearShape
+
+_ROOMS = {"llvm": cpu, "cuda": cuda, "webgpu": vulkan, "vulkan": vulkan}
+_ACT_DTYPES = {
+    cpu: ("float16", "float32"),
+    cuda: ("float16", "bfloat16"),
+    vulkan: ("float16", "float32"),
+}
+_SCALE_DTYPES = ("float16", "float32")
+
+
+def kernels_for(target: Target) -> ModuleType:
+    """The package with a target's kernels; all of them export the names of `tir_kernels.cpu`.
+
+    Raises NotImplementedError for a kind of target without kernels.
+    """
+    kind = target.kind.name
+    if kind not in _ROOMS:
+        raise NotImplementedError(f"no kernels for target kind {kind!r}")
+    return _ROOMS[kind]
 
 
 def w4a16_linear(
@@ -17,18 +36,39 @@ def w4a16_linear(
     act_dtype: str = "float16",
     bias: bool = False,
     out_dtype: str | None = None,
+    *,
+    layout: str = AUTOAWQ,
+    silu: bool = False,
+    scale_dtype: str = "float16",
 ) -> PrimFunc:
-    """A linear on 4-bit weights in the stock AutoAWQ layout (see `tir_kernels.layouts`).
+    """A linear on 4-bit weights (see `tir_kernels.layouts`).
 
     The function takes (x [m, K], qweight, qzeros, scales[, bias [N]], out [m, N]) with symbolic
-    m, sums in fp32 and is scheduled already (`tirx.is_scheduled`, opaque `op_pattern`). out_dtype
-    is act_dtype unless given. Raises ValueError for shapes that the layout cannot hold, and
+    m, sums in fp32 and is scheduled already (`tirx.is_scheduled`, opaque `op_pattern`). x and bias
+    are of act_dtype, as is out unless out_dtype is given; the shapes of the weight's arrays are
+    those of `LinearShape.parameters`.
+
+    silu, for the tiled layout of a fused gate_up of N outputs with its rows interleaved: out is
+    silu(gate) * up [m, N/2]. A bias is added before that and lies in the natural order, gates
+    first.
+
+    Raises ValueError for what the layout or the target's kernels do not have, and
     NotImplementedError for a target without kernels.
     """
-    _check_dtypes(act_dtype, out_dtype or act_dtype)
+    room = kernels_for(target)
+    out_dtype = out_dtype or act_dtype
+    _check_dtypes(target, act_dtype, out_dtype)
+    if scale_dtype not in _SCALE_DTYPES:
+        raise ValueError(f"scale dtype {scale_dtype} is not one of {_SCALE_DTYPES}")
     shape = LinearShape(K, N, group_size)
-    _require_cpu(target)
-    return cpu.w4a16_linear(target, shape, act_dtype, out_dtype or act_dtype, bias)
+    shape.parameters(layout)  # knows the layouts
+    if silu and layout != TILED:
+        raise ValueError(f"silu is fused into kernels of the layout {TILED} only, not {layout}")
+    if silu and N % 16:
+        raise ValueError(f"a gate_up of {N} outputs cannot be interleaved: not a multiple of 16")
+    return room.w4a16_linear(
+        target, shape, act_dtype, out_dtype, bias, layout=layout, silu=silu, scale_dtype=scale_dtype
+    )
 
 
 def dense_linear(
@@ -43,17 +83,15 @@ def dense_linear(
 
     As `w4a16_linear` otherwise.
     """
-    _check_dtypes(act_dtype, out_dtype or act_dtype)
-    _require_cpu(target)
-    return cpu.dense_linear(target, K, N, act_dtype, out_dtype or act_dtype, bias)
+    room = kernels_for(target)
+    out_dtype = out_dtype or act_dtype
+    _check_dtypes(target, act_dtype, out_dtype)
+    return room.dense_linear(target, K, N, act_dtype, out_dtype, bias)
 
 
-def _check_dtypes(*dtypes: str) -> None:
-    for dtype in dtypes:
-        if dtype not in _ACT_DTYPES:
-            raise ValueError(f"dtype {dtype} is not one of {_ACT_DTYPES}")
-
-
-def _require_cpu(target: Target) -> None:
-    if target.kind.name != "llvm":
-        raise NotImplementedError(f"no kernels for target kind {target.kind.name!r}")
+def _check_dtypes(target: Target, act_dtype: str, out_dtype: str) -> None:
+    known = _ACT_DTYPES[kernels_for(target)]
+    if act_dtype not in known:
+        raise ValueError(f"dtype {act_dtype} is not one of {known} for {target.kind.name}")
+    if out_dtype not in (act_dtype, "float32"):
+        raise ValueError(f"output dtype {out_dtype} is neither {act_dtype} nor float32")

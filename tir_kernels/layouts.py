@@ -109,7 +109,9 @@ class LinearShape:
         """Tiles along K, the last one padded."""
         return -(-self.K // TILE_K)
 
-    def parameters(self, layout: str) -> dict[str, tuple[tuple[int, ...], str]]:
+    def parameters(
+        self, layout: str, scale_dtype: str = "float16"
+    ) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and dtype of qweight, qzeros and scales in `layout`, in the kernels' order.
 
         Raises ValueError for a layout that is not known.
@@ -126,7 +128,7 @@ class LinearShape:
             )
         else:
             raise ValueError(f"layout {layout!r} is not one of {LAYOUTS}")
-        names, dtypes = ("qweight", "qzeros", "scales"), ("int32", "int32", "float16")
+        names, dtypes = ("qweight", "qzeros", "scales"), ("int32", "int32", scale_dtype)
         return {
             name: (shape, dtype) for name, shape, dtype in zip(names, shapes, dtypes, strict=True)
         }

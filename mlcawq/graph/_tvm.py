@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tvm
-from tvm import IRModule, relax, te, tirx
+from tvm import IRModule, relax, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op
 from tvm.relax.frontend.nn.llm import kv_cache as tvm_kernels
@@ -20,7 +20,6 @@ __all__ = [
     "nn",
     "op",
     "relax",
-    "te",
     "tirx",
     "tvm",
     "tvm_kernels",

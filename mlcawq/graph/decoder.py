@@ -12,11 +12,11 @@ from mlcawq.graph.modules import (
     Embedding,
     HeadNorm,
     RMSNorm,
-    last_row,
-    take_rows,
+    RowPicker,
 )
 from mlcawq.graph.settings import Quantization, quantized_linears
-from tir_kernels import cpu
+from tir_kernels.dispatch import kernels_for
+from tir_kernels.layouts import TILED
 
 
 class _Builder:
@@ -26,13 +26,16 @@ class _Builder:
         self.config = config
         self.quantization = quantization
         self.target = target
+        self.kernels = kernels_for(target)
         self.dtype = quantization.dtype
         self.quantized = quantized_linears(config)
 
-    def linear(self, name: str, K: int, N: int, bias: bool) -> nn.Module:
-        group_size = self.quantization.group_size
-        if group_size is not None and name in self.quantized:
-            return AWQLinear(self.target, K, N, group_size, bias, self.dtype)
+    def is_quantized(self, name: str) -> bool:
+        return self.quantization.group_size is not None and name in self.quantized
+
+    def linear(self, name: str, K: int, N: int, bias: bool, silu: bool = False) -> nn.Module:
+        if self.is_quantized(name):
+            return AWQLinear(self.target, K, N, self.quantization, bias, silu)
         return DenseLinear(self.target, K, N, bias, self.dtype)
 
     def norm(self) -> RMSNorm:
@@ -59,7 +62,7 @@ class Attention(nn.Module):
         if config.qk_norm:
             self.q_norm = HeadNorm(self.head_dim, self.dtype)
             self.k_norm = HeadNorm(self.head_dim, self.dtype)
-            self.qk_norm = cpu.qk_norm(
+            self.qk_norm = build.kernels.qk_norm(
                 build.target,
                 self.q_heads,
                 self.kv_heads,
@@ -81,20 +84,24 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU."""
+    """SwiGLU. In the tiled layout gate and up are interleaved, for a linear that ends in silu."""
 
     def __init__(self, build: _Builder, name: str) -> None:
         config = build.config
         hidden, self.inner, self.dtype = config.hidden_size, config.intermediate_size, build.dtype
-        self.gate_up_proj = build.linear(
-            f"{name}.gate_up_proj", hidden, 2 * self.inner, config.mlp_bias
-        )
+        gate_up = f"{name}.gate_up_proj"
+        fused = build.is_quantized(gate_up) and build.quantization.weight_layout == TILED
+        self.gate_up_proj = build.linear(gate_up, hidden, 2 * self.inner, config.mlp_bias, fused)
         self.down_proj = build.linear(f"{name}.down_proj", self.inner, hidden, config.mlp_bias)
-        self.activate = cpu.silu_multiply(build.target, self.inner, self.dtype)
+        self.activate = None
+        if not fused:
+            self.activate = build.kernels.silu_multiply(build.target, self.inner, self.dtype)
 
     def forward(self, x: nn.Tensor) -> nn.Tensor:
-        out = nn.Tensor.placeholder((x.shape[0], self.inner), self.dtype)
-        inner = op.tensor_ir_op(self.activate, "silu_multiply", [self.gate_up_proj(x)], out)
+        inner = self.gate_up_proj(x)
+        if self.activate is not None:
+            out = nn.Tensor.placeholder((x.shape[0], self.inner), self.dtype)
+            inner = op.tensor_ir_op(self.activate, "silu_multiply", [inner], out)
         return self.down_proj(inner)
 
 
@@ -113,7 +120,9 @@ class Model(nn.Module):
 
     def __init__(self, build: _Builder) -> None:
         config = build.config
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, build.dtype)
+        self.embed_tokens = Embedding(
+            build.target, config.vocab_size, config.hidden_size, build.dtype
+        )
         self.layers = nn.ModuleList(
             [Layer(build, f"model.layers.{i}") for i in range(config.num_hidden_layers)]
         )
@@ -145,6 +154,7 @@ class CausalLM(nn.Module):
         self.vocab_size = config.vocab_size
         self.dtype = quantization.dtype
         self.model = Model(build)
+        self.take = RowPicker(target, config.hidden_size, quantization.dtype)
         if config.tie_word_embeddings:
             tied = self.model.embed_tokens.weight
             # Not a submodule, so that the parameter is exported once, under the embedding's name.
@@ -171,11 +181,11 @@ class CausalLM(nn.Module):
     def batch_select_last_hidden_states(
         self, hidden_states: nn.Tensor, logit_positions: nn.Tensor
     ) -> nn.Tensor:
-        return take_rows(hidden_states, logit_positions)
+        return self.take(hidden_states, logit_positions)
 
     def prefill(self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
         hidden = self._hidden(input_embed, paged_kv_cache)
-        logits = self.get_logits(last_row(hidden))
+        logits = self.get_logits(self.take.last(hidden))
         return op.reshape(logits, (1, 1, self.vocab_size)), paged_kv_cache
 
     def decode(self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
@@ -186,7 +196,7 @@ class CausalLM(nn.Module):
         self, input_embeds: nn.Tensor, logit_positions: nn.Tensor, paged_kv_cache: PagedKVCache
     ) -> Any:
         hidden = self._hidden(input_embeds, paged_kv_cache)
-        logits = self.get_logits(take_rows(hidden, logit_positions))
+        logits = self.get_logits(self.take(hidden, logit_positions))
         batch = logit_positions.shape[0]
         return op.reshape(logits, (1, batch, self.vocab_size)), paged_kv_cache
 

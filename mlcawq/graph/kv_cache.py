@@ -8,7 +8,7 @@ from mlcawq.checkpoint.config import ModelConfig
 from mlcawq.graph._tvm import IRModule, PrimFunc, RopeMode, Target, relax, tirx, tvm_kernels
 from mlcawq.graph.rope import inverse_frequencies
 from mlcawq.graph.settings import PAGE_SIZE, Quantization
-from tir_kernels import cpu
+from tir_kernels.dispatch import kernels_for
 
 
 def add_kv_cache_creation(
@@ -26,6 +26,7 @@ def add_kv_cache_creation(
     )
     sizes_of = (q_heads, kv_heads, d)
     dtype = quantization.dtype
+    kernels = kernels_for(target)
     frequencies, scale = inverse_frequencies(config)
     bb = relax.BlockBuilder(module)
 
@@ -63,11 +64,11 @@ def add_kv_cache_creation(
             relax.prim_value(config.rope.theta),
             relax.const(frequencies),
             relax.op.zeros((), dtype),
-            kernel(cpu.append_to_pages(kv_heads, d, dtype), "kv_cache_append"),
+            kernel(kernels.append_to_pages(target, kv_heads, d, dtype), "kv_cache_append"),
             relax.prim_value(0),  # appending for latent attention
-            tir(cpu.attention_prefill_ragged(target, *sizes_of, dtype), "attention_ragged"),
-            tir(cpu.attention_prefill_paged(target, *sizes_of, dtype), "attention_paged"),
-            tir(cpu.attention_decode_paged(target, *sizes_of, dtype), "attention_decode"),
+            tir(kernels.attention_prefill_ragged(target, *sizes_of, dtype), "attention_ragged"),
+            tir(kernels.attention_prefill_paged(target, *sizes_of, dtype), "attention_paged"),
+            tir(kernels.attention_decode_paged(target, *sizes_of, dtype), "attention_decode"),
             relax.Tuple([]),  # prefill and decode in a sliding window
             relax.Tuple([]),
             # TVM 0.26's own list for CPUs has these two the other way round.
@@ -77,8 +78,10 @@ def add_kv_cache_creation(
             ),
             tir(tvm_kernels.tree_attn_cpu(kv_heads, q_heads, d, dtype, {}), "attention_tree"),
             relax.Tuple([]),  # latent attention
-            relax.Tuple([kernel(cpu.merge_state(target, dtype), "merge_state")]),
-            kernel(cpu.split_rotary(q_heads, kv_heads, d, dtype, scale), "split_rotary"),
+            relax.Tuple([kernel(kernels.merge_state(target, q_heads, d, dtype), "merge_state")]),
+            kernel(
+                kernels.split_rotary(target, q_heads, kv_heads, d, dtype, scale), "split_rotary"
+            ),
             kernel(
                 tvm_kernels._copy_single_page_cpu(kv_heads, PAGE_SIZE, d, dtype),
                 "kv_cache_copy_page",

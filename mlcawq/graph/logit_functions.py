@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from mlcawq.graph._tvm import IRModule, Target, relax, tirx
 from mlcawq.graph.settings import CompileSettings
-from tir_kernels import cpu
+from tir_kernels.dispatch import kernels_for
 
 
 def add_logit_functions(module: IRModule, target: Target) -> IRModule:
     """softmax_with_temperature ([b, 1, V], [b]) and the three apply_*_inplace functions."""
+    kernels = kernels_for(target)
     bb = relax.BlockBuilder(module)
     batch, vocab = tirx.Var("batch_size", "int64"), tirx.Var("vocab_size", "int64")
     logits = relax.Var("logits", relax.TensorType([batch, 1, vocab], "float32"))
@@ -16,19 +17,19 @@ def add_logit_functions(module: IRModule, target: Target) -> IRModule:
     with bb.function("softmax_with_temperature", [logits, temperature]):
         with bb.dataflow():
             flat = bb.emit(relax.op.reshape(logits, (batch, vocab)))
-            kernel = bb.add_func(cpu.softmax_with_temperature(target), "softmax")
+            kernel = bb.add_func(kernels.softmax_with_temperature(target), "softmax")
             type_ = relax.TensorType([batch, vocab], "float32")
             probabilities = bb.emit(relax.call_tir(kernel, [flat, temperature], type_))
             out = bb.emit_output(relax.op.reshape(probabilities, (batch, 1, vocab)))
         bb.emit_func_output(out)
     module = bb.finalize()
     for function in (
-        cpu.apply_logit_bias_inplace,
-        cpu.apply_penalty_inplace,
-        cpu.apply_bitmask_inplace,
+        kernels.apply_logit_bias_inplace,
+        kernels.apply_penalty_inplace,
+        kernels.apply_bitmask_inplace,
     ):
         name = function.__name__
-        module[name] = function().with_attr("global_symbol", name)
+        module[name] = function(target).with_attr("global_symbol", name)
     return module
 
 

@@ -8,27 +8,54 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlcawq.graph._tvm import Target, nn, op, relax, te
-from tir_kernels import cpu, dispatch
+from mlcawq.graph._tvm import Target, nn, op
+from mlcawq.graph.settings import Quantization
+from tir_kernels import dispatch
+from tir_kernels.dispatch import kernels_for
+from tir_kernels.layouts import AUTOAWQ, LinearShape
 
 
 class AWQLinear(nn.Module):
-    """A linear on 4-bit weights as AutoAWQ stores them (`tir_kernels.layouts`)."""
+    """A linear on 4-bit weights in the quantization's layout (`tir_kernels.layouts`).
+
+    silu: the N outputs are gate and up of SwiGLU, and what is returned is silu(gate) * up.
+    """
 
     def __init__(
-        self, target: Target, K: int, N: int, group_size: int, bias: bool, dtype: str
+        self,
+        target: Target,
+        K: int,
+        N: int,
+        quantization: Quantization,
+        bias: bool,
+        silu: bool = False,
     ) -> None:
-        self.qweight = nn.Parameter((K, N // 8), "int32")
-        self.qzeros = nn.Parameter((K // group_size, N // 8), "int32")
-        self.scales = nn.Parameter((K // group_size, N), "float16")
+        group_size, dtype = quantization.group_size, quantization.dtype
+        layout = quantization.weight_layout or AUTOAWQ
+        assert group_size is not None
+        arrays = LinearShape(K, N, group_size).parameters(layout, dtype)
+        self.qweight = nn.Parameter(*arrays["qweight"])
+        self.qzeros = nn.Parameter(*arrays["qzeros"])
+        self.scales = nn.Parameter(*arrays["scales"])
         self.bias = nn.Parameter((N,), dtype) if bias else None
-        self.out_features = N
+        self.out_features = N // 2 if silu else N
         self.dtype = dtype
-        self.kernel = dispatch.w4a16_linear(target, K, N, group_size, dtype, bias)
-        self.kernel_name = f"w4a16_{K}x{N}_g{group_size}{'_bias' if bias else ''}"
+        self.kernel = dispatch.w4a16_linear(
+            target,
+            K,
+            N,
+            group_size,
+            dtype,
+            bias,
+            layout=layout,
+            silu=silu,
+            scale_dtype=dtype,
+        )
+        epilogue = f"{'_bias' if bias else ''}{'_silu' if silu else ''}"
+        self.kernel_name = f"w4a16_{K}x{N}_g{group_size}{epilogue}"
 
     def forward(self, x: nn.Tensor) -> nn.Tensor:
-        """[rows, K] -> [rows, N]."""
+        """[rows, K] -> [rows, N], or [rows, N/2] with silu."""
         weights = [self.qweight, self.qzeros, self.scales]
         if self.bias is not None:
             weights.append(self.bias)
@@ -69,8 +96,9 @@ class RMSNorm(nn.Module):
     def __init__(self, target: Target, size: int, eps: float, dtype: str) -> None:
         self.weight = nn.Parameter((size,), dtype)
         self.dtype = dtype
-        self.plain = cpu.rms_norm(target, size, eps, dtype)
-        self.adding = cpu.add_rms_norm(target, size, eps, dtype)
+        kernels = kernels_for(target)
+        self.plain = kernels.rms_norm(target, size, eps, dtype)
+        self.adding = kernels.add_rms_norm(target, size, eps, dtype)
 
     def forward(self, x: nn.Tensor) -> nn.Tensor:
         """[rows, size] -> [rows, size]."""
@@ -94,27 +122,30 @@ class HeadNorm(nn.Module):
 class Embedding(nn.Module):
     """Rows of a table [vocabulary, hidden]."""
 
-    def __init__(self, vocab_size: int, hidden_size: int, dtype: str) -> None:
+    def __init__(self, target: Target, vocab_size: int, hidden_size: int, dtype: str) -> None:
         self.weight = nn.Parameter((vocab_size, hidden_size), dtype)
+        self.take = RowPicker(target, hidden_size, dtype)
 
     def forward(self, ids: nn.Tensor) -> nn.Tensor:
         """int32 [rows] -> [rows, hidden]."""
-        return take_rows(self.weight, ids)
+        return self.take(self.weight, ids)
 
 
-def take_rows(table: nn.Tensor, rows: nn.Tensor) -> nn.Tensor:
-    """table [n, width], rows int32 [m] -> [m, width]; a row that is out of range is clipped.
+class RowPicker(nn.Module):
+    """Takes rows of [n, width], by their numbers or the last one."""
 
-    `op.take` would read whatever lies there, and makes TVM warn of that at every compilation.
-    """
-    return nn.wrap_nested(relax.op.take(table._expr, rows._expr, axis=0, mode="clip"), "take")
+    def __init__(self, target: Target, width: int, dtype: str) -> None:
+        self.width, self.dtype = width, dtype
+        kernels = kernels_for(target)
+        self.by_number = kernels.take_rows(target, width, dtype)
+        self.by_end = kernels.last_row(target, width, dtype)
 
+    def forward(self, table: nn.Tensor, rows: nn.Tensor) -> nn.Tensor:
+        """table [n, width], rows int32 [m] -> [m, width]; a row out of range is clipped."""
+        out = nn.Tensor.placeholder((rows.shape[0], self.width), self.dtype)
+        return op.tensor_ir_op(self.by_number, "take_rows", [table, rows], out)
 
-def last_row(x: nn.Tensor) -> nn.Tensor:
-    """[n, m] -> [1, m]. The length of a slice would be planned at its upper bound, n."""
-
-    def select(rows: Any) -> Any:
-        n, m = rows.shape
-        return te.compute((1, m), lambda _, j: rows[n - 1, j], name="last_row")
-
-    return op.tensor_expr_op(select, "last_row", [x])
+    def last(self, x: nn.Tensor) -> nn.Tensor:
+        """[n, width] -> [1, width]."""
+        out = nn.Tensor.placeholder((1, self.width), self.dtype)
+        return op.tensor_ir_op(self.by_end, "last_row", [x], out)

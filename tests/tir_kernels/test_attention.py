@@ -118,7 +118,7 @@ def test_merging_two_halves_is_attention_over_all() -> None:
         for part in (slice(15), slice(15, None))
     ]
     out, lse, other, other_lse = (x.astype(np.float32) for half in halves for x in half)
-    Kernel(cpu.merge_state(HOST, "float32"))(out, lse, other, other_lse)
+    Kernel(cpu.merge_state(HOST, 4, 32, "float32"))(out, lse, other, other_lse)
     assert relative_error(out, want) < 1e-5
     np.testing.assert_allclose(lse, want_lse, atol=1e-4)
 
@@ -127,7 +127,9 @@ def test_append_to_pages() -> None:
     rng = np.random.default_rng(3)
     pages = np.zeros((3, 2, 2, PAGE, 8), np.float16)
     k, v = (rng.standard_normal((4, 2, 8)).astype(np.float16) for _ in range(2))
-    Kernel(cpu.append_to_pages(2, 8, "float16"))(pages, k, v, np.array([5, -1, 40, 0], np.int32))
+    Kernel(cpu.append_to_pages(HOST, 2, 8, "float16"))(
+        pages, k, v, np.array([5, -1, 40, 0], np.int32)
+    )
     want = np.zeros_like(pages)
     for row, slot in ((0, 5), (2, 40), (3, 0)):
         want[slot // PAGE, 0, :, slot % PAGE], want[slot // PAGE, 1, :, slot % PAGE] = (

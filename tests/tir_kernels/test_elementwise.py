@@ -66,7 +66,7 @@ def test_split_rotary(rng: np.random.Generator) -> None:
     positions = np.array([0, 5, 700], np.int32)
     frequencies = (1 / 1e4 ** (np.arange(0, 16, 2) / 16)).astype(np.float32)
     q, k, v = (poisoned((3, heads, 16), "float16") for heads in (4, 2, 2))
-    kernel = Kernel(cpu.split_rotary(4, 2, 16, "float16", 1.5))
+    kernel = Kernel(cpu.split_rotary(HOST, 4, 2, 16, "float16", 1.5))
     kernel(qkv, positions, q, k, v, frequencies)
     angles = positions[:, None] * frequencies[None]
     cos, sin = (np.concatenate([f(angles)] * 2, -1)[:, None] * 1.5 for f in (np.cos, np.sin))
@@ -99,7 +99,9 @@ def test_logit_bias(rng: np.random.Generator) -> None:
     want[2, 4] += 1.5
     want[0, 49] -= 2
     rows, tokens = np.array([2, 0], np.int32), np.array([4, 49], np.int32)
-    Kernel(cpu.apply_logit_bias_inplace())(logits, rows, tokens, np.array([1.5, -2], np.float32))
+    Kernel(cpu.apply_logit_bias_inplace(HOST))(
+        logits, rows, tokens, np.array([1.5, -2], np.float32)
+    )
     np.testing.assert_array_equal(logits, want)
 
 
@@ -107,7 +109,7 @@ def test_penalties() -> None:
     logits = np.zeros((2, 8), np.float32)
     logits[1] = np.arange(8) - 4
     # One sequence, in row 1: token 7 (logit 3) came twice, token 0 (logit -4) once.
-    Kernel(cpu.apply_penalty_inplace())(
+    Kernel(cpu.apply_penalty_inplace(HOST))(
         logits,
         np.array([1], np.int32),
         np.array([0, 0], np.int32),
@@ -127,7 +129,7 @@ def test_bitmask() -> None:
     mask[1, 0] &= ~(1 << 3)
     mask[1, 0] = np.int32(mask[1, 0] & 0x7FFFFFFF)
     mask[1, 1] &= ~1
-    Kernel(cpu.apply_bitmask_inplace())(logits, np.array([1], np.int32), mask)
+    Kernel(cpu.apply_bitmask_inplace(HOST))(logits, np.array([1], np.int32), mask)
     ruled_out = np.flatnonzero(logits[1] == np.finfo(np.float32).min)
     assert ruled_out.tolist() == [3, 31, 32]
     assert (logits[0] == 1).all()

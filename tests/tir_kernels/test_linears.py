@@ -96,8 +96,12 @@ def test_equal_arguments_give_the_same_function() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(NotImplementedError, match="cuda"):
-        dispatch.w4a16_linear(Target("cuda"), 64, 8, 32)
+    with pytest.raises(NotImplementedError, match="metal"):
+        dispatch.w4a16_linear(Target("metal"), 64, 8, 32)
+    with pytest.raises(ValueError, match="autoawq"):
+        dispatch.w4a16_linear(HOST, 64, 16, 32, layout="n16k64")
+    with pytest.raises(ValueError, match="silu"):
+        dispatch.w4a16_linear(HOST, 64, 16, 32, silu=True)
     with pytest.raises(ValueError, match="bfloat16"):
         dispatch.w4a16_linear(HOST, 64, 8, 32, "bfloat16")
     with pytest.raises(ValueError, match="group size"):

@@ -16,6 +16,7 @@ from tir_kernels.cpu.logits import (
     softmax_with_temperature,
 )
 from tir_kernels.cpu.rotary import split_rotary
+from tir_kernels.cpu.rows import last_row, take_rows
 from tir_kernels.cpu.w4a16 import w4a16_linear
 
 __all__ = [
@@ -28,11 +29,13 @@ __all__ = [
     "attention_prefill_paged",
     "attention_prefill_ragged",
     "dense_linear",
+    "last_row",
     "merge_state",
     "qk_norm",
     "rms_norm",
     "silu_multiply",
     "softmax_with_temperature",
     "split_rotary",
+    "take_rows",
     "w4a16_linear",
 ]

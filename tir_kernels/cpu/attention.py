@@ -245,10 +245,11 @@ def attention_decode_paged(
 
 
 @memoized
-def merge_state(target: Target, dtype: str) -> PrimFunc:
+def merge_state(target: Target, heads: int, head_dim: int, dtype: str) -> PrimFunc:
     """(out [n, h, d], lse [n, h], other_out, other_lse): the first pair becomes the attention over
     both sets of keys, given the attention over each.
     """
+    d = head_dim
 
     @T.prim_func(private=True, s_tir=True)
     def merge(
@@ -259,8 +260,6 @@ def merge_state(target: Target, dtype: str) -> PrimFunc:
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
         n = T.int32()
-        heads = T.int32()
-        d = T.int32()
         out = T.match_buffer(out_handle, (n, heads, d), dtype)
         lse = T.match_buffer(lse_handle, (n, heads), "float32")
         other_out = T.match_buffer(other_out_handle, (n, heads, d), dtype)
@@ -272,7 +271,7 @@ def merge_state(target: Target, dtype: str) -> PrimFunc:
                 weights[0] = exp2(lse[r, h] - largest)
                 weights[1] = exp2(other_lse[r, h] - largest)
                 weights[2] = weights[0] + weights[1]
-                for j in range(d):
+                for j in T.vectorized(d):
                     out[r, h, j] = T.Cast(
                         dtype,
                         (
@@ -287,7 +286,7 @@ def merge_state(target: Target, dtype: str) -> PrimFunc:
 
 
 @memoized
-def append_to_pages(kv_heads: int, head_dim: int, dtype: str) -> PrimFunc:
+def append_to_pages(target: Target, kv_heads: int, head_dim: int, dtype: str) -> PrimFunc:
     """(pages, k [n, kv_heads, d], v, positions int32 [n]): write row i into slot positions[i].
 
     Slots count through pages, PAGE to a page; -1 leaves a row out.

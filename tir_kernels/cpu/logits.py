@@ -59,7 +59,7 @@ def softmax_with_temperature(target: Target) -> PrimFunc:
 
 
 @memoized
-def apply_logit_bias_inplace() -> PrimFunc:
+def apply_logit_bias_inplace(target: Target) -> PrimFunc:
     """(logits, row int32 [n], token int32 [n], bias fp32 [n]): logits[row, token] += bias."""
 
     @T.prim_func(s_tir=True)
@@ -84,7 +84,7 @@ def apply_logit_bias_inplace() -> PrimFunc:
 
 
 @memoized
-def apply_penalty_inplace() -> PrimFunc:
+def apply_penalty_inplace(target: Target) -> PrimFunc:
     """(logits, rows int32 [s], which int32 [n], token int32 [n], times int32 [n], fp32 [s, 3]).
 
     Entry i says that sequence which[i], whose logits are in row rows[which[i]], has produced
@@ -130,7 +130,7 @@ def apply_penalty_inplace() -> PrimFunc:
 
 
 @memoized
-def apply_bitmask_inplace() -> PrimFunc:
+def apply_bitmask_inplace(target: Target) -> PrimFunc:
     """(logits, rows int32 [s], mask int32 [batch, ceil(V/32)]): a token with bit 0 is ruled out.
 
     Bit v % 32 of word v // 32 belongs to token v; ruled-out logits become the lowest fp32.

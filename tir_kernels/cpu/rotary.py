@@ -1,11 +1,13 @@
 """Splitting the fused q, k, v and rotating q and k (arXiv 2104.09864), pairs as in llama."""
 
-from tir_kernels._tvm import PrimFunc, T
+from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.memo import memoized
 
 
 @memoized
-def split_rotary(q_heads: int, kv_heads: int, head_dim: int, dtype: str, scale: float) -> PrimFunc:
+def split_rotary(
+    target: Target, q_heads: int, kv_heads: int, head_dim: int, dtype: str, scale: float
+) -> PrimFunc:
     """(qkv [s, q + 2 kv heads, d], positions int32 [s], q, k, v, frequencies fp32 [d/2]).
 
     frequencies are radians per position; cos and sin are multiplied by `scale`. The signature is

@@ -15,7 +15,7 @@ buffer that stays in cache and is multiplied with a panel of rows, accumulators 
 from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.cpu.matmul import micro_kernel
 from tir_kernels.cpu.tiling import largest_fitting, tiling_of
-from tir_kernels.layouts import PACK, LinearShape, column_shift, nibble_column
+from tir_kernels.layouts import AUTOAWQ, PACK, LinearShape, column_shift, nibble_column
 from tir_kernels.memo import memoized
 
 FEW_ROWS = 8  # up to here, weights are read once and never stored dequantized
@@ -27,12 +27,23 @@ AHEAD = 16  # rows of the weight that are on their way from memory
 
 @memoized
 def w4a16_linear(
-    target: Target, shape: LinearShape, act_dtype: str, out_dtype: str, bias: bool
+    target: Target,
+    shape: LinearShape,
+    act_dtype: str,
+    out_dtype: str,
+    bias: bool,
+    *,
+    layout: str = AUTOAWQ,
+    silu: bool = False,
+    scale_dtype: str = "float16",
 ) -> PrimFunc:
     """(x [m, K], qweight, qzeros, scales[, bias [N]], out [m, N]) for symbolic m.
 
-    x and bias are of `act_dtype`; sums are fp32 and rounded once, to `out_dtype`.
+    x and bias are of `act_dtype`; sums are fp32 and rounded once, to `out_dtype`. Raises ValueError
+    for what only GPU kernels have: another layout than the stock one, and silu.
     """
+    if layout != AUTOAWQ or silu:
+        raise ValueError(f"the CPU has kernels for the layout {AUTOAWQ} without silu only")
     K, N, words, groups = shape.K, shape.N, shape.words, shape.groups
     few_rows = _few_rows(target, shape, out_dtype)
     many_rows = _many_rows(target, shape, out_dtype)
@@ -42,7 +53,7 @@ def w4a16_linear(
         x_handle: T.handle,
         qweight: T.Buffer((K, words), "int32"),
         qzeros: T.Buffer((groups, words), "int32"),
-        scales: T.Buffer((groups, N), "float16"),
+        scales: T.Buffer((groups, N), scale_dtype),
         out_handle: T.handle,
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
@@ -60,7 +71,7 @@ def w4a16_linear(
         x_handle: T.handle,
         qweight: T.Buffer((K, words), "int32"),
         qzeros: T.Buffer((groups, words), "int32"),
-        scales: T.Buffer((groups, N), "float16"),
+        scales: T.Buffer((groups, N), scale_dtype),
         bias_vector: T.Buffer((N,), act_dtype),
         out_handle: T.handle,
     ):

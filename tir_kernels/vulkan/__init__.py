@@ -1,0 +1,1 @@
+"""Kernels for Vulkan and WebGPU: WGSL-safe, no subgroups, fp32 sums."""
