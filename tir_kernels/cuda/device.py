@@ -4,8 +4,9 @@ Each is a C++ function with inline PTX that TVM writes once into the generated s
 kernel calls by name. The bodies are hidden where MLCAWQ_EMULATED is defined, so that the same
 generated source can run elsewhere with functions of the same names and meaning.
 
-Registers are passed as pointers to local buffers (uint32 for packed pairs, float32 for sums); after
-inlining nothing is left of the pointers. Fragments are those of the PTX manual's figures: with
+Registers are passed as pointers to local buffers (uint32 for packed pairs, float32 for sums), from
+`registers`; after inlining nothing is left of the pointers. Addresses in shared memory come from
+`shared_address`, those in global memory from T.address_of. Fragments are those of the PTX manual's figures: with
 g = lane / 4 and t = lane % 4,
 
     A [16, 16] row      (g, 2t) (g + 8, 2t) (g, 2t + 8) (g + 8, 2t + 8), pairs along columns
@@ -18,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tir_kernels._tvm import T
+from tir_kernels._tvm import T, tvm
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,24 @@ class DeviceFunction:
         return T.cuda.func_call(
             self.name, *arguments, source_code=self.source, return_type=self.return_type
         )
+
+
+def registers(buffer: Any, *index: Any) -> Any:
+    """A pointer to a local buffer's elements from `index` on, for functions that read or write them.
+
+    T.address_of would tell TVM of one element only, and it shrinks buffers to what it knows of.
+    """
+    return buffer.access_ptr("rw", offset=buffer.offset_of(list(index))[0])
+
+
+def shared_address(buffer: Any, index: Any) -> Any:
+    """The address of element `index` of a flat buffer in shared memory.
+
+    It keeps the buffer whole, and unlike an access pointer it puts no barriers between accesses:
+    who copies asynchronously knows best when to wait.
+    """
+    size = tvm.DataType(buffer.ty.dtype).bits // 8
+    return T.handle_add_byte_offset(tvm.tirx.buffer_data(buffer), index * size)
 
 
 def _mma(name: str, dtype: str, before_sm80: str) -> DeviceFunction:
