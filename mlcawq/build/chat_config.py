@@ -133,6 +133,12 @@ def config_path(path: Path) -> Path:
     return file
 
 
+def planned_layout(folder: Path) -> str | None:
+    """The weight layout that a folder's mlc-chat-config.json names, None where it names none."""
+    file = folder / CONFIG_NAME
+    return load_json(file).get("weight_layout") if file.is_file() else None
+
+
 def read_chat_config(path: Path) -> ChatConfig:
     """Read a folder's mlc-chat-config.json, written by us or by mlc_llm.
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from mlcawq.build.chat_config import CONFIG_NAME
+from mlcawq.build.chat_config import CONFIG_NAME, planned_layout
 from mlcawq.build.weight_plan import Parameter, plan_parameters
-from mlcawq.checkpoint.config import ModelConfig, load_json, read_config
+from mlcawq.checkpoint.config import ModelConfig, read_config
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.checkpoint.writing import (
     check_folder,
@@ -36,9 +36,13 @@ Progress = Callable[[str, int, int], None]  # parameter's name, bytes done, byte
 
 @dataclass(frozen=True)
 class Conversion:
-    """quantization: the name it has in MLC. bits_per_parameter counts scales and zeros in."""
+    """quantization: the name it has in MLC. weight_layout: None for unquantized weights.
+
+    bits_per_parameter counts scales and zeros in.
+    """
 
     quantization: str
+    weight_layout: str | None
     num_parameters: int
     total_bytes: int
     bits_per_parameter: float
@@ -96,15 +100,12 @@ def convert_weight(
         raise disk_error(error, out) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
-    return Conversion(kind.name, len(plan), total, metadata["BitsPerParam"])
+    return Conversion(kind.name, kind.weight_layout, len(plan), total, metadata["BitsPerParam"])
 
 
 def _layout(out: Path, asked: str | None) -> str | None:
     """The layout to convert to: what is asked for, which a config in `out` has to name too."""
-    file = out / CONFIG_NAME
-    if not file.is_file():
-        return asked
-    planned = load_json(file).get("weight_layout")
+    planned = planned_layout(out)
     if asked is None or planned is None or planned == asked:
         return asked or planned
     raise UserError.one(

@@ -16,15 +16,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psutil
 
-from mlcawq.build.chat_config import CONFIG_NAME, ChatConfig, library_name, read_chat_config
-from mlcawq.build.compile import compile_model, find_compiler, resolve_target, target_name
+from mlcawq.build.chat_config import (
+    CONFIG_NAME,
+    ChatConfig,
+    library_name,
+    planned_layout,
+    read_chat_config,
+)
+from mlcawq.build.compile import compile_model, find_compiler
 from mlcawq.build.conversation_match import read_asked
 from mlcawq.build.convert_weight import Conversion, convert_weight
 from mlcawq.build.gen_config import GeneratedConfig, gen_config
+from mlcawq.build.targets import resolve_target, target_device
 from mlcawq.build.verify import (
     Mode,
     Verification,
     choose_mode,
+    missing_device,
     num_parameters,
     verify_full,
     verify_sampled,
@@ -41,14 +49,19 @@ from mlcawq.checkpoint.writing import (
     staged_folder,
 )
 from mlcawq.errors import Problem, UserError, raise_all
-from mlcawq.graph.settings import CompileSettings, compile_settings, infer_quantization
+from mlcawq.graph.settings import (
+    CompileSettings,
+    Quantization,
+    check_layout,
+    compile_settings,
+    default_layout,
+    infer_quantization,
+)
 
 if TYPE_CHECKING:
     from mlcawq.graph._tvm import Target
 
 _LIBRARY_BYTES = 64 * 2**20  # room for the library and the tokenizer on the disk
-# Targets that a later version will have; asking for one is no mistake, so it gets its own answer.
-_PLANNED_TARGETS = ("cuda", "vulkan", "metal", "rocm", "webgpu", "opencl")
 _T = TypeVar("_T")
 
 
@@ -56,11 +69,14 @@ _T = TypeVar("_T")
 class BuildRequest:
     """What `mlcawq build` was asked for; None stands for the default.
 
-    verify: True checks all layers whatever the size, False nothing, None by size.
+    weight_layout: by default what the target's kernels are fastest with, in a whole build, and the
+    stock one where a step has no target. verify: True checks all layers whatever the size, False
+    nothing, None by size.
     """
 
     target: str = "cpu"
     quantization: str | None = None
+    weight_layout: str | None = None
     conv_template: str | None = None
     context_window_size: int | None = None
     prefill_chunk_size: int | None = None
@@ -71,10 +87,14 @@ class BuildRequest:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What was built. bits_per_parameter counts scales and zeros in; library: file name."""
+    """What was built. bits_per_parameter counts scales and zeros in; library: file name.
+
+    unverified: why there is no verification, empty where there is one.
+    """
 
     folder: Path
     quantization: str
+    weight_layout: str | None
     parameters: int
     weight_bytes: int
     bits_per_parameter: float
@@ -84,6 +104,7 @@ class BuildResult:
     conv_template: str
     template_differences: int
     verification: Verification | None
+    unverified: str
 
     def as_json(self) -> dict[str, Any]:
         out = asdict(self)
@@ -107,13 +128,14 @@ class Reporter:
 
 @dataclass(frozen=True)
 class Checked:
-    """A build that may begin."""
+    """A build that may begin. unverified: why mode is "off"."""
 
     config: ModelConfig
-    quantization: str
+    quantization: Quantization
     sizes: CompileSettings
     target: Target
     mode: Mode
+    unverified: str
 
 
 def build(
@@ -132,19 +154,20 @@ def build(
         generated = gen_config(
             checkpoint,
             stage,
-            checked.quantization,
+            checked.quantization.name,
             request.conv_template,
+            weight_layout=checked.quantization.weight_layout,
             **asdict(checked.sizes),
         )
         for text in generated.messages:
             reporter.message(text)
         reporter.stage("weights")
         conversion = convert_weight(
-            checkpoint, stage, checked.quantization, progress=reporter.weights
+            checkpoint, stage, checked.quantization.name, progress=reporter.weights
         )
-        library = stage / library_name(target_name(checked.target))
+        library = stage / library_name(target_device(checked.target))
         _compile(read_chat_config(stage), library, checked.target, reporter)
-        verification = _verify(stage, checkpoint, checked, request.target, reporter)
+        verification = _verify(stage, checkpoint, checked, reporter)
         return _result(out, checked, generated, conversion, library, verification)
 
 
@@ -155,7 +178,7 @@ def check(checkpoint: Path, out: Path, request: BuildRequest) -> Checked:
     collect(lambda: check_output(out, overwrite=request.overwrite))
     problems += _overwriting_problems(checkpoint, out, request.overwrite)
     collect(find_compiler)
-    target = collect(lambda: build_target(request.target))
+    target = collect(lambda: resolve_target(request.target))
     if request.conv_template is not None:
         collect(lambda: read_asked(str(request.conv_template)))
     collect(lambda: require_tokenizer(checkpoint))
@@ -163,7 +186,7 @@ def check(checkpoint: Path, out: Path, request: BuildRequest) -> Checked:
     reader = collect(lambda: TensorReader(checkpoint))
     if config is None:
         raise UserError(*problems)
-    kind = collect(lambda: infer_quantization(config, request.quantization))
+    kind = collect(lambda: _quantization(config, request, target))
     sizes = collect(
         lambda: compile_settings(
             config,
@@ -173,33 +196,50 @@ def check(checkpoint: Path, out: Path, request: BuildRequest) -> Checked:
         )
     )
     mode = choose_mode(config, request.verify)
+    unverified = "--no-verify" if mode == "off" else ""
+    if target is not None and mode != "off":
+        absent = missing_device(target)
+        if absent and request.verify:
+            problems.append(Problem(f"the library cannot be verified: {absent}", "--verify", _AWAY))
+        elif absent:
+            mode, unverified = "off", absent
     if kind is not None and reader is not None:
         plan = collect(lambda: plan_parameters(config, kind, reader))
         weights = sum(parameter.nbytes for parameter in plan or ())
         problems += _disk_problems(out, weights)
         if mode != "off":
-            problems += _memory_problems(config, weights)
+            on_cpu = target is not None and target_device(target) == "cpu"
+            problems += _memory_problems(config, weights if on_cpu else 0)
     raise_all(problems)
     assert kind is not None
     assert sizes is not None
     assert target is not None
-    return Checked(config, kind.name, sizes, target, mode)
+    return Checked(config, kind, sizes, target, mode, unverified)
 
 
-def build_target(name: str) -> Target:
-    """TVM's target for --target. Raises UserError for kinds that this version lacks kernels for."""
-    if name.partition(":")[0] in _PLANNED_TARGETS:
+def _quantization(
+    config: ModelConfig, request: BuildRequest, target: Target | None
+) -> Quantization:
+    """The quantization that is asked for, in the layout that is asked for or fits the target."""
+    layout, device = request.weight_layout, None
+    if target is not None:
+        device = target_device(target)
+        layout = layout or default_layout(device)
+    kind = infer_quantization(config, request.quantization, layout)
+    if request.weight_layout is not None and kind.weight_layout is None:
         raise UserError.one(
-            f"target {name} is not supported by this version: it builds for the CPU only",
-            "--target",
-            "use --target cpu",
+            f"{kind.name} has no packed weights that could lie as {request.weight_layout}",
+            "--weight-layout",
+            "leave it out; it is for AWQ checkpoints",
         )
-    return resolve_target(name)
+    check_layout(kind.weight_layout, device)
+    return kind
 
 
 def generate_config(checkpoint: Path, out: Path, request: BuildRequest) -> GeneratedConfig:
     """The step gen-config into a folder that may hold other parts of a build.
 
+    A config that is there already keeps its weight layout unless the request names one.
     Files are put in place one by one when all of them are there, the config last.
     """
     out = Path(out).absolute()
@@ -213,6 +253,7 @@ def generate_config(checkpoint: Path, out: Path, request: BuildRequest) -> Gener
             stage,
             request.quantization,
             request.conv_template,
+            weight_layout=request.weight_layout or planned_layout(out),
             context_window_size=request.context_window_size,
             prefill_chunk_size=request.prefill_chunk_size,
             max_batch_size=request.max_batch_size,
@@ -236,15 +277,17 @@ def compile_folder(
     problems: list[Problem] = []
     collect = _Collector(problems)
     config = collect(lambda: read_chat_config(path))
-    resolved = collect(lambda: build_target(target))
+    resolved = collect(lambda: resolve_target(target))
     collect(find_compiler)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     if config is not None:
         collect(lambda: check_folder(out.parent if out is not None else folder))
+    if config is not None and resolved is not None:
+        collect(lambda: check_layout(config.weight_layout, target_device(resolved)))
     raise_all(problems)
     assert config is not None
     assert resolved is not None
-    library = out or folder / library_name(target_name(resolved))
+    library = out or folder / library_name(target_device(resolved))
     if library.is_dir():
         raise UserError.one("is a folder; a library is one file", str(library), "choose another -o")
     _compile(config, library, resolved, reporter or Reporter())
@@ -258,20 +301,25 @@ def _compile(config: ChatConfig, library: Path, target: Target, reporter: Report
         target,
         config.quantization,
         **asdict(config.sizes),
+        weight_layout=config.weight_layout,
         progress=lambda stage: reporter.stage(f"library: {stage}"),
     )
 
 
 def _verify(
-    stage: Path, checkpoint: Path, checked: Checked, target: str, reporter: Reporter
+    stage: Path, checkpoint: Path, checked: Checked, reporter: Reporter
 ) -> Verification | None:
     if checked.mode == "off":
         return None
     reporter.stage("verification")
+    device = target_device(checked.target)
     if checked.mode == "full":
-        return verify_full(stage, checkpoint)
+        return verify_full(stage, checkpoint, device)
     return verify_sampled(
-        stage, checkpoint, target, lambda text: reporter.stage(f"verification: {text}")
+        stage,
+        checkpoint,
+        checked.target,
+        lambda text: reporter.stage(f"verification: {text}"),
     )
 
 
@@ -285,7 +333,8 @@ def _result(
 ) -> BuildResult:
     return BuildResult(
         folder=out,
-        quantization=checked.quantization,
+        quantization=checked.quantization.name,
+        weight_layout=checked.quantization.weight_layout,
         parameters=num_parameters(checked.config),
         weight_bytes=conversion.total_bytes,
         bits_per_parameter=conversion.bits_per_parameter,
@@ -295,6 +344,7 @@ def _result(
         conv_template=str(generated.template.conversation.name),
         template_differences=len(generated.template.differences),
         verification=verification,
+        unverified=checked.unverified,
     )
 
 
@@ -319,7 +369,9 @@ def _disk_problems(out: Path, weights: int) -> list[Problem]:
 
 
 def _memory_problems(config: ModelConfig, weights: int) -> list[Problem]:
-    """Verification holds the library's weights, one block and slices of the head in float32."""
+    """Verification holds one block and slices of the head in float32, beside the library's weights
+    (bytes; none where they are in a device's own memory).
+    """
     blocks = max(config.num_hidden_layers, 1)
     needed = weights + 4 * num_parameters(config) // blocks + 2**30
     available = psutil.virtual_memory().available
@@ -333,6 +385,12 @@ def _memory_problems(config: ModelConfig, weights: int) -> list[Problem]:
             "close other programs, or pass --no-verify to build without comparing the logits",
         )
     ]
+
+
+_AWAY = (
+    "leave --verify out and compare the logits on a machine that has one: "
+    "`mlcawq eval OUT --against CHECKPOINT`"
+)
 
 
 class _Collector:
@@ -354,7 +412,6 @@ __all__ = [
     "BuildResult",
     "Reporter",
     "build",
-    "build_target",
     "check",
     "compile_folder",
     "generate_config",

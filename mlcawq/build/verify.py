@@ -15,20 +15,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from mlcawq.build.chat_config import ChatConfig, read_chat_config
+from mlcawq.build.chat_config import ChatConfig, library_name, read_chat_config
 from mlcawq.build.compare_logits import LIMITS, Comparison, compare_logits
 from mlcawq.checkpoint.config import ModelConfig
 from mlcawq.engine.artifact import TOKENIZER, BuiltFolder, Shard, read_folder
 from mlcawq.engine.conversation import Conversation
+from mlcawq.engine.cuda_arch import capability_of, runs_on
+from mlcawq.engine.devices import Missing, find_device
 from mlcawq.engine.runtime import ModelRuntime
 from mlcawq.engine.tokenizer import ModelTokenizer
 from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.families import expected_tensors
 from mlcawq.graph.settings import CompileSettings, quantization_named
+
+if TYPE_CHECKING:
+    from mlcawq.graph._tvm import Target
 
 FULL_LIMIT = 2_000_000_000  # parameters
 Mode = Literal["full", "sampled", "off"]
@@ -83,8 +88,23 @@ def choose_mode(config: ModelConfig, asked: bool | None) -> Mode:
     return "full" if asked else "off"
 
 
-def verify_full(folder: Path, checkpoint: Path) -> Verification:
-    """Compare a built folder with its checkpoint on whole prompts.
+def missing_device(target: Target) -> str:
+    """Why what is compiled for `target` cannot be run here; empty when it can."""
+    from mlcawq.build.targets import target_device
+
+    kind = target_device(target)
+    device = find_device(kind)
+    if isinstance(device, Missing):
+        return f"no {kind} device here ({device.reason})"
+    if kind == "cuda":
+        here, wanted = f"sm_{device.tvm.compute_version.replace('.', '')}", target.attrs["arch"]
+        if not runs_on(str(wanted), capability_of(here)):
+            return f"no device here runs code for {wanted} ({device.name} is {here})"
+    return ""
+
+
+def verify_full(folder: Path, checkpoint: Path, device: str = "cpu") -> Verification:
+    """Compare a built folder's library for `device` with the checkpoint on whole prompts.
 
     Raises UserError naming prompt, way of computing and position of every disagreement.
     """
@@ -94,7 +114,7 @@ def verify_full(folder: Path, checkpoint: Path) -> Verification:
     built = read_folder(folder)
     prompts = make_prompts(folder, built.conversation, config)
     references = _reference(StreamedModel(checkpoint), list(prompts.values()))
-    runtime = ModelRuntime(built, "cpu", max_total_tokens=4 * _LONGEST)
+    runtime = ModelRuntime(built, device, max_total_tokens=4 * _LONGEST)
     comparisons = _compare_all(runtime, prompts, references, _limit(config))
     result = Verification("full", _limit(config), tuple(comparisons))
     _raise_faults(result, folder)
@@ -102,7 +122,7 @@ def verify_full(folder: Path, checkpoint: Path) -> Verification:
 
 
 def verify_sampled(
-    folder: Path, checkpoint: Path, target: str, progress: Progress | None = None
+    folder: Path, checkpoint: Path, target: Target, progress: Progress | None = None
 ) -> Verification:
     """Compare a model made of a few of the layers, and see that the whole library runs.
 
@@ -113,6 +133,7 @@ def verify_sampled(
     Raises UserError as `verify_full`.
     """
     from mlcawq.build.compile import compile_model
+    from mlcawq.build.targets import target_device
     from mlcawq.checkpoint.streaming import StreamedModel
 
     say = progress or (lambda text: None)
@@ -120,27 +141,34 @@ def verify_sampled(
     built = read_folder(folder)
     layers = sample_layers(config.model.num_hidden_layers)
     prompts = make_prompts(folder, built.conversation, config)
-    limit = _limit(config)
+    limit, device = _limit(config), target_device(target)
     with tempfile.TemporaryDirectory(prefix="mlcawq-verify-") as scratch:
         say(f"compiling layers {', '.join(map(str, layers))} on their own")
         part = truncated(config.model, layers)
-        library = Path(scratch) / "lib-cpu.so"
+        library = Path(scratch) / library_name(device)
         sizes = CompileSettings(
             min(config.sizes.context_window_size, 2 * _LONGEST),
             min(config.sizes.prefill_chunk_size, _LONGEST),
             min(config.sizes.max_batch_size, 2),
         )
-        compile_model(part, library, target, config.quantization, **asdict(sizes))
+        compile_model(
+            part,
+            library,
+            target,
+            config.quantization,
+            **asdict(sizes),
+            weight_layout=config.weight_layout,
+        )
         say("comparing them with PyTorch")
         references = _reference(StreamedModel(checkpoint), list(prompts.values()), layers)
-        small = sampled_folder(built, part, layers, library)
-        runtime = ModelRuntime(small, "cpu", max_total_tokens=4 * _LONGEST)
+        small = sampled_folder(built, part, layers, {device: library})
+        runtime = ModelRuntime(small, device, max_total_tokens=4 * _LONGEST)
         comparisons = _compare_all(runtime, prompts, references, limit)
         del runtime
     result = Verification("sampled", limit, tuple(comparisons), layers)
     _raise_faults(result, folder)
     say("running the whole library")
-    _run_whole(built, prompts)
+    _run_whole(built, device, prompts)
     return result
 
 
@@ -175,9 +203,9 @@ def truncated(config: ModelConfig, layers: Sequence[int]) -> ModelConfig:
 
 
 def sampled_folder(
-    built: BuiltFolder, part: ModelConfig, layers: Sequence[int], library: Path
+    built: BuiltFolder, part: ModelConfig, layers: Sequence[int], libraries: dict[str, Path]
 ) -> BuiltFolder:
-    """`built` reduced to the weights of `layers`, renumbered, with the library of `part`."""
+    """`built` reduced to the weights of `layers`, renumbered, with the libraries of `part`."""
     new = {old: i for i, old in enumerate(layers)}
 
     def renamed(name: str) -> str | None:
@@ -202,9 +230,7 @@ def sampled_folder(
         "layer_types": list(part.layer_types),
     }
     config = {**built.config, "model_config": model, "context_window_size": -1}
-    return dataclasses.replace(
-        built, config=config, shards=tuple(shards), libraries={"cpu": library}
-    )
+    return dataclasses.replace(built, config=config, shards=tuple(shards), libraries=libraries)
 
 
 def make_prompts(
@@ -316,8 +342,8 @@ def _pieces(ids: list[int], most: int) -> list[list[int]]:
     return out
 
 
-def _run_whole(built: BuiltFolder, prompts: dict[str, list[int]]) -> None:
-    runtime = ModelRuntime(built, "cpu", max_batch=1, max_total_tokens=2 * _LONGEST)
+def _run_whole(built: BuiltFolder, device: str, prompts: dict[str, list[int]]) -> None:
+    runtime = ModelRuntime(built, device, max_batch=1, max_total_tokens=2 * _LONGEST)
     ids = next(iter(prompts.values()))[: runtime.prefill_chunk_size]
     runtime.add_sequence(0)
     for logits in (runtime.prefill([(0, ids)]), runtime.decode([0], [ids[-1]])):

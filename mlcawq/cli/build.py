@@ -15,20 +15,47 @@ if TYPE_CHECKING:
 Checkpoint = Annotated[
     str, typer.Argument(help="Hugging Face checkpoint, plain or AWQ: a folder or a hub name.")
 ]
-Target = Annotated[str, typer.Option("--target", help="cpu, or a TVM target of kind llvm in JSON.")]
+Target = Annotated[
+    str,
+    typer.Option(
+        "--target",
+        help="cpu, cuda, cuda:sm_XX, vulkan, vulkan:portable, or a TVM target of kind llvm, cuda, "
+        "webgpu or vulkan in JSON.",
+    ),
+]
 Quantization = Annotated[
     str | None,
     typer.Option(
         "--quantization",
-        help="q0f16, q0f32 or q4f16_autoawq[_g64|_g32].  [default: what the checkpoint is]",
+        help="q0f16, q0f32, q4f16_autoawq[_g64|_g32], or q4f32_autoawq[_g64|_g32] for devices "
+        "without float16.  [default: what the checkpoint is]",
     ),
 ]
+_LAYOUT_HELP = "How 4-bit weights lie: autoawq (stock, runs on every target) or n16k64 (GPUs)."
 ConvTemplate = Annotated[
     str | None,
     typer.Option(
         "--conv-template",
         help="A shipped conversation template, or a JSON file.  [default: found from the model's "
         "own chat template]",
+    ),
+]
+BuildLayout = Annotated[
+    str | None,
+    typer.Option("--weight-layout", help=f"{_LAYOUT_HELP}  [default: the target's fastest]"),
+]
+ConfigLayout = Annotated[
+    str | None,
+    typer.Option(
+        "--weight-layout",
+        help=f"{_LAYOUT_HELP}  [default: the folder's, where it has one; autoawq]",
+    ),
+]
+ConvertLayout = Annotated[
+    str | None,
+    typer.Option(
+        "--weight-layout",
+        help=f"{_LAYOUT_HELP}  [default: what mlc-chat-config.json in the output says]",
     ),
 ]
 Context = Annotated[
@@ -58,6 +85,7 @@ def build(
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
     target: Target = "cpu",
     quantization: Quantization = None,
+    weight_layout: BuildLayout = None,
     conv_template: ConvTemplate = None,
     context_window_size: Context = None,
     prefill_chunk_size: Chunk = None,
@@ -89,6 +117,7 @@ def build(
     request = BuildRequest(
         target=target,
         quantization=quantization,
+        weight_layout=weight_layout,
         conv_template=conv_template,
         context_window_size=context_window_size,
         prefill_chunk_size=prefill_chunk_size,
@@ -109,6 +138,7 @@ def gen_config(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")],
     quantization: Quantization = None,
+    weight_layout: ConfigLayout = None,
     conv_template: ConvTemplate = None,
     context_window_size: Context = None,
     prefill_chunk_size: Chunk = None,
@@ -123,6 +153,7 @@ def gen_config(
 
     request = BuildRequest(
         quantization=quantization,
+        weight_layout=weight_layout,
         conv_template=conv_template,
         context_window_size=context_window_size,
         prefill_chunk_size=prefill_chunk_size,
@@ -142,6 +173,7 @@ def convert_weight(
     checkpoint: Checkpoint,
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")],
     quantization: Quantization = None,
+    weight_layout: ConvertLayout = None,
     trust_pickle: TrustPickle = False,
     revision: Revision = None,
     json_output: Json = False,
@@ -154,13 +186,20 @@ def convert_weight(
 
     folder = resolve(checkpoint, trust_pickle=trust_pickle, revision=revision)
     with _Progress() as progress:
-        conversion = run(folder, out, quantization, progress=progress.reporter().weights)
+        conversion = run(
+            folder,
+            out,
+            quantization,
+            weight_layout=weight_layout,
+            progress=progress.reporter().weights,
+        )
     if json_output:
         print(json.dumps({"folder": str(out), **asdict(conversion)}, indent=2))
     else:
         print(
             f"{out / 'tensor-cache.json'}: {conversion.num_parameters} tensors, "
             f"{_size(conversion.total_bytes)}, {conversion.quantization}"
+            + (f", layout {conversion.weight_layout}" if conversion.weight_layout else "")
         )
 
 
@@ -257,7 +296,8 @@ def _summary(result: BuildResult) -> list[str]:
         f"built      {result.folder}",
         f"model      {result.parameters / 1e6:.1f} M parameters, {result.quantization}, "
         f"{result.bits_per_parameter:.2f} bits a parameter",
-        f"weights    {_size(result.weight_bytes)}",
+        f"weights    {_size(result.weight_bytes)}"
+        + (f", layout {result.weight_layout}" if result.weight_layout else ""),
         f"library    {result.library}, {_size(result.library_bytes)}; context "
         f"{sizes.context_window_size}, prefill chunk {sizes.prefill_chunk_size}, "
         f"batch {sizes.max_batch_size}",
@@ -270,7 +310,7 @@ def _summary(result: BuildResult) -> list[str]:
     ]
     verification = result.verification
     if verification is None:
-        lines.append("verified   no (--no-verify)")
+        lines.append(f"verified   not verified: {result.unverified}")
     else:
         layers = (
             f"layers {', '.join(map(str, verification.layers))}"

@@ -28,8 +28,8 @@ TOKENIZER = "tokenizer.json"
 DEFAULT_LAYOUT = "autoawq"
 
 # Devices in order of preference, and the names that targets have in file names of libraries.
-DEVICES = ("cuda", "rocm", "metal", "vulkan", "webgpu", "opencl", "cpu")
-_TARGET_ALIASES = {"llvm": "cpu", "wgpu": "webgpu"}
+DEVICES = ("cuda", "rocm", "metal", "vulkan", "opencl", "cpu")
+DEVICE_ALIASES = {"llvm": "cpu", "webgpu": "vulkan", "wgpu": "vulkan"}
 _SUFFIXES = (".so", ".dylib", ".dll")
 
 
@@ -336,7 +336,7 @@ def _find_libraries(folder: Path, library: Path | None, problems: list[Problem])
     for file in files:
         if file.suffix in _SUFFIXES:
             kind = file.stem.replace("_", "-").rsplit("-", 1)[-1].lower()
-            kind = _TARGET_ALIASES.get(kind, kind)
+            kind = DEVICE_ALIASES.get(kind, kind)
             if kind in DEVICES:
                 found[kind] = file
                 if _is_cut_short(file):

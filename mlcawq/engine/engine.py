@@ -128,7 +128,7 @@ class Engine:
         self._runtime = ModelRuntime(
             built, device, max_batch=max_batch, max_total_tokens=max_total_tokens
         )
-        self.device = f"{self._runtime.device.type}:{self._runtime.device.index}"
+        self.device = self._runtime.device.name
         self.library = self._runtime.library
         self.metadata = self._runtime.metadata
         configured = int(built.config["context_window_size"])

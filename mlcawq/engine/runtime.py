@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import tvm
 import tvm_ffi
 
-from mlcawq.engine.artifact import DEVICES, BuiltFolder, check_library
+from mlcawq.engine.artifact import BuiltFolder, check_library
+from mlcawq.engine.devices import Device, choose_device
 from mlcawq.engine.weights import load_weights
 from mlcawq.errors import UserError
 
@@ -78,8 +78,8 @@ class ModelRuntime:
         }
         self._reshape = tvm.get_global_func("vm.builtin.reshape")
         names = [param["name"] for param in self.metadata["params"]]
-        self._params = tvm_ffi.convert(load_weights(built.shards, names, self.device))
-        self._cache = self._create_cache(max_total_tokens or self._most_tokens(built))
+        self._params = tvm_ffi.convert(load_weights(built.shards, names, self.device.tvm))
+        self._cache = self._create_cache(self._cache_tokens(built, max_total_tokens))
         self.total_pages = self.available_pages()
 
     # ------------------------------------------------------------------------------ KV cache
@@ -169,7 +169,7 @@ class ModelRuntime:
         return self._reshape(hidden, tvm_ffi.Shape(shape))
 
     def _tensor(self, array: np.ndarray) -> Any:
-        return tvm.runtime.tensor(array, device=self.device)
+        return tvm.runtime.tensor(array, device=self.device.tvm)
 
     # ------------------------------------------------------------------------------- loading
 
@@ -189,91 +189,48 @@ class ModelRuntime:
         sizes = (self.max_batch, tokens, self.prefill_chunk_size, PAGE_SIZE, sliding_window)
         return create(*(tvm_ffi.Shape([value]) for value in sizes))
 
-    def _most_tokens(self, built: BuiltFolder) -> int:
-        """Room for max_batch full contexts, or for what fits into memory."""
-        wanted = int(built.config["context_window_size"]) * self.max_batch
+    def _cache_tokens(self, built: BuiltFolder, asked: int | None) -> int:
+        """Room for max_batch full contexts, or for what fits into memory.
+
+        asked: an explicit number, which only what a kernel can address limits.
+        """
+        wanted = asked or int(built.config["context_window_size"]) * self.max_batch
         cache = self.metadata.get("kv_cache")
         if not cache:
             return wanted
         dtype = "float32" if "f32" in str(self.metadata["quantization"]) else "float16"
-        per_token = (
-            2
-            * int(cache["num_hidden_layers"])
-            * int(cache["num_key_value_heads"])
-            * int(cache["head_dim"])
-            * _DTYPE_BYTES[dtype]
-        )
-        fitting = int(_free_memory(self.device) * _MEMORY_SHARE) // per_token
-        if fitting < self.prefill_chunk_size:
-            raise UserError.one(
-                f"the KV cache needs {per_token} bytes a token, and memory is left for "
-                f"{fitting} tokens only",
-                str(built.path),
-                "free memory, or build with a smaller --context-window-size",
-            )
+        per_layer = 2 * int(cache["num_key_value_heads"]) * int(cache["head_dim"])
+        per_layer *= _DTYPE_BYTES[dtype]
+        per_token = per_layer * int(cache["num_hidden_layers"])
+        if self.device.binding_bytes is not None:
+            # The pages of a layer are one tensor, with a page more than the tokens fill.
+            most = (self.device.binding_bytes // (per_layer * PAGE_SIZE) - 1) * PAGE_SIZE
+            self._require_a_chunk(most, f"{per_layer} bytes a token in each layer", built)
+            wanted = min(wanted, most)
+        if asked:
+            return wanted
+        weights = sum(record.nbytes for shard in built.shards for record in shard.tensors)
+        fitting = int(self.device.free_memory(weights) * _MEMORY_SHARE) // per_token
+        self._require_a_chunk(fitting, f"{per_token} bytes a token", built)
         return min(wanted, fitting)
 
-
-def choose_device(built: BuiltFolder, asked: str) -> tuple[Any, Path]:
-    """The device and the library for it. asked: "auto", or a kind with an optional index.
-
-    Raises UserError when the folder has no library for it or the machine has no such device.
-    """
-    kind, _, index = asked.partition(":")
-    kind = {"llvm": "cpu"}.get(kind, kind)
-    if (kind != "auto" and kind not in DEVICES) or (index and not index.isdigit()):
-        raise UserError.one(
-            f"unknown device {asked!r}", "--device", f"use auto or one of: {', '.join(DEVICES)}"
-        )
-    present = ", ".join(built.libraries)
-    if kind != "auto":
-        if kind not in built.libraries:
+    def _require_a_chunk(self, tokens: int, need: str, built: BuiltFolder) -> None:
+        if tokens < self.prefill_chunk_size:
             raise UserError.one(
-                f"the folder has no library for {kind} (it has: {present})",
+                f"the KV cache needs {need}, and {self.device.name} has room for {max(tokens, 0)} "
+                f"tokens only, fewer than the {self.prefill_chunk_size} of a prefill chunk",
                 str(built.path),
-                f"run `mlcawq compile {built.path} --target {kind}`",
+                "free memory, or build with a smaller --prefill-chunk-size",
             )
-        device = tvm.device(kind, int(index or 0))
-        if not _exists(device):
-            raise UserError.one(
-                f"this machine has no {asked}", "--device", "`mlcawq doctor` lists what it has"
-            )
-        return device, built.libraries[kind]
-    for kind in DEVICES:
-        if kind in built.libraries and _exists(tvm.device(kind, 0)):
-            return tvm.device(kind, 0), built.libraries[kind]
-    raise UserError.one(
-        f"the folder has libraries only for devices that this machine lacks: {present}",
-        str(built.path),
-        f"run `mlcawq compile {built.path} --target cpu`",
-    )
 
 
-def _exists(device: Any) -> bool:
-    try:
-        return bool(device.exist)
-    except Exception:  # the runtime was built without this kind of device
-        return False
-
-
-def _free_memory(device: Any) -> int:
-    if device.type != "cpu":
-        try:
-            free = device.total_global_memory
-            if free:
-                return int(free)
-        except Exception:  # not every device can tell
-            pass
-    return int(psutil.virtual_memory().available)
-
-
-def _load_library(path: Path, device: Any) -> Any:
+def _load_library(path: Path, device: Device) -> Any:
     try:
         vm = tvm.runtime.load_module(str(path))["vm_load_executable"]()
         init: list[int] = []
-        for dev in (device, tvm.cpu(0)):
+        for dev in (device.tvm, tvm.cpu(0)):
             init += [dev.dlpack_device_type(), dev.index, _POOLED_ALLOCATOR]
-        vm["vm_initialization"](*(init if device.type != "cpu" else init[:3]))
+        vm["vm_initialization"](*(init if device.kind != "cpu" else init[:3]))
     except Exception as error:  # whatever the loader of shared objects says
         raise UserError.one(
             f"the library cannot be loaded: {str(error).strip().splitlines()[-1]}",

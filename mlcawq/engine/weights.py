@@ -41,6 +41,7 @@ def load_weights(shards: Sequence[Shard], names: Iterable[str], device: Any) -> 
             if record.name in needed:
                 array = as_array(data[record.offset : record.offset + record.nbytes], record)
                 tensors[record.name] = tvm.runtime.tensor(array, device=device)
+        device.sync()  # copies to a GPU may hold the shard's bytes until they are done
     raise_all(problems)
     return [tensors[name] for name in wanted]
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from tiny_models import make_tiny_model
 
-from mlcawq.build import compile as module
-from mlcawq.build.compile import compile_model, find_compiler, resolve_target, target_name
+from mlcawq.build import cpu_target as module
+from mlcawq.build.compile import compile_model, find_compiler
+from mlcawq.build.targets import resolve_target, target_device
 from mlcawq.checkpoint.config import read_config
 from mlcawq.errors import UserError
 
@@ -18,7 +19,7 @@ from mlcawq.errors import UserError
 def test_cpu_is_this_machine() -> None:
     target = resolve_target("cpu")
     assert target.kind.name == "llvm"
-    assert target_name(target) == "cpu"
+    assert target_device(target) == "cpu"
     assert target.attrs["mcpu"]
 
 
@@ -44,9 +45,12 @@ def test_target_as_json() -> None:
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("gpu", "neither cpu"),
-        ('{"kind": "cuda"}', "kind llvm"),
-        ('["llvm"]', "kind llvm"),
+        ("gpu", "none of cpu, cuda"),
+        ("metal", "metal is not supported"),
+        ('{"kind": "hexagon"}', "hexagon is not supported"),
+        ('["llvm"]', "names no kind"),
+        ("vulkan:1", "vulkan:portable"),
+        ('{"kind": "webgpu", "no_such_key": 1}', "does not accept"),
         ('{"kind": "llvm", "mtriple": "riscv64-linux-gnu"}', "another architecture"),
         ('{"kind": "llvm", "no_such_key": 1}', "does not accept"),
     ],

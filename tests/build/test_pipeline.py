@@ -17,6 +17,7 @@ from tiny_models import make_tiny_model
 
 from mlcawq.build import pipeline, verify
 from mlcawq.build.convert_weight import convert_weight
+from mlcawq.build.cpu_target import cpu_target
 from mlcawq.build.pipeline import BuildRequest, BuildResult, build, compile_folder, generate_config
 from mlcawq.build.verify import (
     choose_mode,
@@ -92,7 +93,7 @@ def test_sampled_layers_are_compiled_and_compared(
 ) -> None:
     monkeypatch.setattr(verify, "_SAMPLED_LAYERS", 2)
     said: list[str] = []
-    result = verify_sampled(built.folder, built.checkpoint, "cpu", said.append)
+    result = verify_sampled(built.folder, built.checkpoint, cpu_target(), said.append)
     assert result.layers == (0, 2)
     assert 0 < result.worst < 1e-2
     assert said[0] == "compiling layers 0, 2 on their own"
@@ -212,12 +213,12 @@ def test_everything_wrong_is_said_at_once(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     with pytest.raises(UserError) as error:
-        request = BuildRequest(target="cuda", conv_template="chatlm", context_window_size=-1)
+        request = BuildRequest(target="metal", conv_template="chatlm", context_window_size=-1)
         build(broken, tmp_path / "out", request)
     message = str(error.value)
     for part in (
         "exists and is not empty",
-        "target cuda is not supported by this version",
+        "target metal is not supported",
         "no C++ compiler",
         "no conversation template 'chatlm'",
         "no tokenizer",
@@ -256,7 +257,7 @@ def test_the_checkpoint_is_never_the_output(built: Built) -> None:
 
 
 def test_overwrite_replaces_model_folders_only(built: Built, tmp_path: Path) -> None:
-    request = BuildRequest(overwrite=True, target="cuda")  # refused before anything is written
+    request = BuildRequest(overwrite=True, target="metal")  # refused before anything is written
     (tmp_path / "letters.txt").write_text("dear")
     with pytest.raises(UserError, match="--overwrite replaces model folders only"):
         build(built.checkpoint, tmp_path, request)
@@ -351,6 +352,6 @@ def test_a_sampled_folder_is_described_as_it_is_compiled(tmp_path: Path) -> None
     whole = BuiltFolder(out, generated.config, generated.template.conversation, (), {})
     for layers in ((0, 2, 3), (0, 1)):
         part = truncated(config, layers)
-        small = verify.sampled_folder(whole, part, layers, out / "lib-cpu.so")
+        small = verify.sampled_folder(whole, part, layers, {})
         described = parse_config(small.config["model_config"])
         assert computed_settings(described) == computed_settings(part)

@@ -118,8 +118,10 @@ def test_devices(own_built):
     refused(own_built, "unknown device 'tpu'", device="tpu")
     refused(own_built, "no library for cuda", "--target cuda", device="cuda")
     (own_built / "lib-cpu.so").rename(own_built / "lib-metal.so")
-    refused(own_built, "devices that this machine lacks: metal")
-    refused(own_built, "no metal:1", "doctor", device="metal:1")
+    refused(
+        own_built, "metal cannot be used on this machine", "no library that runs here", problems=2
+    )
+    refused(own_built, "metal:1 cannot be used on this machine", device="metal:1")
     (own_built / "lib-metal.so").rename(own_built / "lib-x.so")
     refused(own_built, "no compiled library")
 

@@ -1,0 +1,82 @@
+"""TVM's target for GPUs that are reached through Vulkan.
+
+Where the installed TVM has a Vulkan backend of its own, that is used. Otherwise code is generated
+as WGSL (TVM's kind webgpu), for our device over wgpu-native (`mlcawq.engine.wgpu`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mlcawq.errors import UserError
+
+if TYPE_CHECKING:
+    from mlcawq.graph._tvm import Target
+
+_PORTABLE = "portable"
+# Host code calls kernels and nothing else: any machine of this kind may run it.
+_HOST = {"kind": "llvm"}
+
+
+def vulkan_target(name: str) -> Target:
+    """`vulkan`: for the GPU of this machine, or for any where there is none; `vulkan:portable`:
+    for any, within the limits that WebGPU guarantees.
+
+    Raises UserError for anything else after the colon.
+    """
+    rest = name.partition(":")[2]
+    if rest not in ("", _PORTABLE):
+        raise UserError.one(
+            f"target {name} is not known",
+            "--target",
+            "use vulkan (this machine's GPU) or vulkan:portable (any GPU)",
+        )
+    if _has_own_vulkan():
+        return _target(_own_attributes(portable=rest == _PORTABLE), name)
+    return _target({"kind": "webgpu", **({} if rest == _PORTABLE else _present_limits())}, name)
+
+
+def vulkan_target_from_json(given: dict[str, Any], text: str) -> Target:
+    """A target of kind webgpu or vulkan; text: how it was written, for messages.
+
+    Raises UserError for attributes that TVM does not know, and for kind vulkan where TVM was built
+    without it.
+    """
+    if given["kind"] == "vulkan" and not _has_own_vulkan():
+        raise UserError.one(
+            "the installed TVM was built without Vulkan",
+            "--target",
+            "use --target vulkan, which then goes through WGSL, or kind webgpu",
+        )
+    return _target(given, text)
+
+
+def _target(attributes: dict[str, Any], text: str) -> Target:
+    from mlcawq.graph._tvm import Target
+
+    try:
+        return Target({"host": _HOST, **attributes})
+    except Exception as error:
+        raise UserError.one(
+            f"TVM does not accept the target {text}: {str(error).splitlines()[0]}"
+        ) from None
+
+
+def _has_own_vulkan() -> bool:
+    from mlcawq.graph._tvm import tvm
+
+    return tvm.get_global_func("target.build.vulkan", allow_missing=True) is not None
+
+
+def _own_attributes(*, portable: bool) -> dict[str, Any]:
+    """For TVM's own Vulkan, which refuses float16 unless it is told that the device has it."""
+    from mlcawq.engine.devices import Device, find_device
+
+    if not portable and isinstance(find_device("vulkan"), Device):
+        return {"kind": "vulkan", "from_device": 0}
+    has = ("float16", "int8", "int16", "8bit_buffer", "16bit_buffer")
+    return {"kind": "vulkan", **{f"supports_{feature}": True for feature in has}}
+
+
+def _present_limits() -> dict[str, Any]:
+    return {}
