@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlcawq.build.link import find_tools
 from mlcawq.build.targets import resolve_target, target_device
 from mlcawq.checkpoint.config import ModelConfig
-from mlcawq.checkpoint.writing import scratch_folder
-from mlcawq.errors import UserError
 from mlcawq.graph.settings import check_layout, compile_settings, infer_quantization
 
 if TYPE_CHECKING:
@@ -26,19 +23,6 @@ class Library:
     path: Path
     metadata: dict[str, Any]
     target: str
-
-
-def find_compiler() -> str:
-    """The C++ compiler that links libraries ($CXX, g++, clang++, c++). Raises UserError if none."""
-    named = os.environ.get("CXX")
-    for candidate in filter(None, (named, "g++", "clang++", "c++")):
-        found = shutil.which(candidate)
-        if found:
-            return found
-    raise UserError.one(
-        "no C++ compiler was found; one is needed to link the model library",
-        fix="install one (Debian: apt install g++), or name it in the environment variable CXX",
-    )
 
 
 def compile_model(
@@ -62,9 +46,9 @@ def compile_model(
     """
     settings = compile_settings(config, context_window_size, prefill_chunk_size, max_batch_size)
     kind = infer_quantization(config, quantization, weight_layout)
-    compiler = find_compiler()
     resolved = resolve_target(target) if isinstance(target, str) else target
     check_layout(kind.weight_layout, target_device(resolved))
+    tools = find_tools(resolved)
 
     from mlcawq.graph.pipeline import build_module, compile_module
 
@@ -72,26 +56,8 @@ def compile_model(
     say("graph")
     module, metadata = build_module(config, kind, settings, resolved)
     say("code")
-    executable = compile_module(module, settings, resolved, metadata)
+    with tools.generating():
+        executable = compile_module(module, settings, resolved, metadata)
     say("link")
-    _export(executable, Path(out_lib), compiler)
+    tools.link(executable, Path(out_lib))
     return Library(Path(out_lib), metadata, str(resolved))
-
-
-def _export(executable: Any, path: Path, compiler: str) -> None:
-    folder = scratch_folder(path.parent, f".{path.name}.")
-    try:
-        # TVM picks the linker's mode from the suffix.
-        partial = folder / path.name
-        try:
-            executable.export_library(str(partial), cc=compiler)
-        except RuntimeError as error:
-            lines = str(error).strip().splitlines()
-            raise UserError.one(
-                f"linking failed: {lines[-1] if lines else error}",
-                compiler,
-                "check that this compiler can link a shared library, or set CXX to another",
-            ) from error
-        os.replace(partial, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -23,10 +23,11 @@ from mlcawq.build.chat_config import (
     planned_layout,
     read_chat_config,
 )
-from mlcawq.build.compile import compile_model, find_compiler
+from mlcawq.build.compile import compile_model
 from mlcawq.build.conversation_match import read_asked
 from mlcawq.build.convert_weight import Conversion, convert_weight
 from mlcawq.build.gen_config import GeneratedConfig, gen_config
+from mlcawq.build.link import find_compiler, find_tools
 from mlcawq.build.targets import resolve_target, target_device
 from mlcawq.build.verify import (
     Mode,
@@ -177,8 +178,7 @@ def check(checkpoint: Path, out: Path, request: BuildRequest) -> Checked:
     collect = _Collector(problems)
     collect(lambda: check_output(out, overwrite=request.overwrite))
     problems += _overwriting_problems(checkpoint, out, request.overwrite)
-    collect(find_compiler)
-    target = collect(lambda: resolve_target(request.target))
+    target = collect(lambda: _target(request.target))
     if request.conv_template is not None:
         collect(lambda: read_asked(str(request.conv_template)))
     collect(lambda: require_tokenizer(checkpoint))
@@ -215,6 +215,17 @@ def check(checkpoint: Path, out: Path, request: BuildRequest) -> Checked:
     assert sizes is not None
     assert target is not None
     return Checked(config, kind, sizes, target, mode, unverified)
+
+
+def _target(name: str) -> Target:
+    """The target with all that compiling for it takes, or one UserError."""
+    problems: list[Problem] = []
+    collect = _Collector(problems)
+    target = collect(lambda: resolve_target(name))
+    collect(find_compiler if target is None else lambda: find_tools(target))
+    raise_all(problems)
+    assert target is not None
+    return target
 
 
 def _quantization(
@@ -277,8 +288,7 @@ def compile_folder(
     problems: list[Problem] = []
     collect = _Collector(problems)
     config = collect(lambda: read_chat_config(path))
-    resolved = collect(lambda: resolve_target(target))
-    collect(find_compiler)
+    resolved = collect(lambda: _target(target))
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     if config is not None:
         collect(lambda: check_folder(out.parent if out is not None else folder))

@@ -83,7 +83,7 @@ def install_cxx() -> str:
 
 def cxx_finding() -> Finding:
     # Here, so that the report does not end where numpy is missing.
-    from mlcawq.build.compile import find_compiler
+    from mlcawq.build.link import find_compiler
     from mlcawq.errors import UserError
 
     try:

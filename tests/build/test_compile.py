@@ -10,7 +10,8 @@ import pytest
 from tiny_models import make_tiny_model
 
 from mlcawq.build import cpu_target as module
-from mlcawq.build.compile import compile_model, find_compiler
+from mlcawq.build.compile import compile_model
+from mlcawq.build.link import find_compiler
 from mlcawq.build.targets import resolve_target, target_device
 from mlcawq.checkpoint.config import read_config
 from mlcawq.errors import UserError
