@@ -94,5 +94,5 @@ def _host_target(module: Any) -> str:
         found = waiting.pop()
         if found.kind == "llvm":
             return str(found.get_function("_get_target_string")())
-        waiting += found.imports
+        waiting.extend(found.imports)
     raise ValueError("the module has no host code")

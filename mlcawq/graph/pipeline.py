@@ -8,6 +8,7 @@ from typing import Any
 from mlcawq.checkpoint.config import ModelConfig, computed_settings
 from mlcawq.families import find_family
 from mlcawq.graph._tvm import IRModule, PrimFunc, Target, nn, relax, tirx, tvm
+from mlcawq.graph.cuda_graph import CUDA_GRAPH_CONFIG, capture_cuda_graphs
 from mlcawq.graph.decoder import CausalLM
 from mlcawq.graph.kv_cache import add_kv_cache_creation
 from mlcawq.graph.logit_functions import add_embedding_allocation, add_logit_functions
@@ -95,6 +96,7 @@ def compile_module(
         "batch_size": settings.max_batch_size,
         "total_seq_len": settings.context_window_size,
     }
+    on_cuda = target.kind.name == "cuda"
     passes = [
         _attach_planning_bounds(bounds),
         _give_root_blocks(),
@@ -111,6 +113,7 @@ def compile_module(
         transform.CallTIRRewrite(),
         transform.StaticPlanBlockMemory(),
         _attach_metadata(metadata),
+        *([capture_cuda_graphs()] if on_cuda else []),
         transform.LowerAllocTensor(),
         transform.KillAfterLastUse(),
         transform.LowerRuntimeBuiltin(),
@@ -118,7 +121,8 @@ def compile_module(
         transform.VMShapeLower(),
         transform.AttachGlobalSymbol(),
     ]
-    with target, tvm.transform.PassContext(disabled_pass=list(_IDLE_PASSES)):
+    config = CUDA_GRAPH_CONFIG if on_cuda else {}
+    with target, tvm.transform.PassContext(config=config, disabled_pass=list(_IDLE_PASSES)):
         return tvm.compile(module, target=target, relax_pipeline=tvm.transform.Sequential(passes))
 
 
