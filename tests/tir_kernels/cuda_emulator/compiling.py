@@ -1,0 +1,104 @@
+"""g++ as the device compiler: shared objects cached by what they were made from."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parent
+INCLUDE = ROOT / "include"
+_COMPILE = ("-fPIC", "-std=c++17", "-march=native", f"-I{INCLUDE}")
+
+
+def cache_folder() -> Path:
+    """Where compiled objects are kept: $MLCAWQ_EMULATOR_CACHE, or the user's cache folder."""
+    given = os.environ.get("MLCAWQ_EMULATOR_CACHE")
+    base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    folder = Path(given) if given else base / "mlcawq" / "cuda-emulator"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@functools.cache
+def compiler() -> str:
+    """The path of g++. Raises RuntimeError where there is none."""
+    found = shutil.which("g++")
+    if found is None:
+        raise RuntimeError("the CUDA emulator compiles with g++, which is not on PATH")
+    return found
+
+
+@functools.cache
+def _environment_key() -> str:
+    """What an object depends on besides its source and options: the compiler and the processor."""
+    version = subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout
+    flags = re.search(r"^flags.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return version + (flags.group() if flags else "")
+
+
+@functools.cache
+def headers_key() -> str:
+    """The emulator's headers, by content."""
+    texts = [path.read_bytes() for path in sorted(INCLUDE.rglob("*.h"))]
+    return hashlib.sha256(b"\0".join(texts)).hexdigest()
+
+
+def build(
+    name: str,
+    sources: Sequence[Path | str],
+    options: Sequence[str],
+    link_options: Sequence[str] = (),
+    *,
+    key: str = "",
+) -> Path:
+    """Compile and link C++ (paths, or text) into a file of the cache, unless it is there.
+
+    key: what else the result depends on (headers, libraries). Raises RuntimeError with the
+    compiler's messages.
+    """
+    digest = hashlib.sha256()
+    for part in (_environment_key(), key, *options, *link_options):
+        digest.update(part.encode() + b"\0")
+    for source in sources:
+        digest.update((source if isinstance(source, str) else source.read_text()).encode() + b"\0")
+    output = cache_folder() / f"{name}-{digest.hexdigest()[:24]}.so"
+    if output.exists():
+        return output
+    with _locked(output.with_suffix(".lock")), tempfile.TemporaryDirectory() as scratch:
+        if output.exists():  # another process was compiling it
+            return output
+        objects = []
+        for i, source in enumerate(sources):
+            path = source
+            if isinstance(source, str):
+                path = Path(scratch) / f"{name}.cpp"
+                path.write_text(source)
+            objects.append(f"{scratch}/{i}.o")
+            _run(name, ["-c", str(path), "-o", objects[-1], *_COMPILE, *options])
+        made = output.with_suffix(f".{os.getpid()}.tmp")
+        # Linked in a step of its own: told of a sanitizer, the linker would add its runtime.
+        _run(name, ["-shared", "-o", str(made), *objects, *link_options])
+        made.rename(output)
+    return output
+
+
+def _run(name: str, arguments: Sequence[str]) -> None:
+    done = subprocess.run([compiler(), *arguments], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"g++ cannot compile {name}:\n{done.stderr[:8000]}")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,1 @@
+// Included by generated sources; everything is in cuda_emulator.h.

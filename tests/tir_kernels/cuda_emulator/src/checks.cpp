@@ -1,0 +1,155 @@
+// Checks of single memory accesses: what compiled kernels report through the thread sanitizer's
+// instrumentation (the compiler's part of it; its runtime is this file), and what collective
+// operations and copies report by hand.
+#include <dlfcn.h>
+#include <link.h>
+
+#include <cstdint>
+#include <cstring>
+
+#include "memory.h"
+#include "scheduler.h"
+
+namespace emulator {
+
+namespace {
+
+struct Range {
+  const char *begin, *end;
+  bool contains(const char* address, size_t bytes) const {
+    return address >= begin && address + bytes <= end;
+  }
+};
+
+// Constants and jump tables of the kernels' libraries and of this one.
+std::vector<Range> libraries;
+
+// Who touched a byte of shared memory last. A barrier of the block orders everything, one of the
+// warp what its lanes did; an access whose epochs are older is ordered before the present one.
+struct Stamp {
+  uint32_t block_epoch;
+  uint16_t warp_epoch;
+  uint16_t thread;  // or kSeveralOfWarp | warp, or kSeveral
+};
+constexpr uint16_t kSeveralOfWarp = 0x8000, kSeveral = 0xffff;
+
+struct History {
+  Stamp write, read;
+};
+
+History dynamic_history[kMaxDynamicShared];
+History static_history[48 << 10];
+
+bool is_ordered(const Stamp& before, const Thread& now) {
+  if (before.block_epoch != block.epoch) return true;
+  if (before.thread == kSeveral) return false;
+  bool several = before.thread & kSeveralOfWarp;
+  int warp = several ? before.thread & ~kSeveralOfWarp : before.thread / kWarpSize;
+  if (warp != now.warp) return false;
+  if (before.warp_epoch != block.warps[warp].epoch) return true;
+  return !several && before.thread == now.number;
+}
+
+// The stamp of all readers since the last barrier, as far as a later writer must know them.
+Stamp merge_readers(const Stamp& before, const Thread& now) {
+  uint16_t epoch = block.warps[now.warp].epoch;
+  Stamp mine{block.epoch, epoch, static_cast<uint16_t>(now.number)};
+  if (is_ordered(before, now)) return mine;
+  if (before.thread == kSeveral) return before;
+  bool several = before.thread & kSeveralOfWarp;
+  int warp = several ? before.thread & ~kSeveralOfWarp : before.thread / kWarpSize;
+  if (warp != now.warp) return {block.epoch, 0, kSeveral};
+  return {block.epoch, epoch, static_cast<uint16_t>(kSeveralOfWarp | warp)};
+}
+
+void check_shared(History* history, size_t offset, size_t bytes, Access access) {
+  const Thread& self = *current;
+  for (size_t i = offset; i < offset + bytes; ++i) {
+    History& byte = history[i];
+    if (!is_ordered(byte.write, self)) {
+      fail("race in shared memory: byte %zu is %s by this thread and was written by another since the last barrier", i,
+           access == Access::kWrite ? "written" : "read");
+    }
+    if (access != Access::kRead && !is_ordered(byte.read, self)) {
+      fail("race in shared memory: byte %zu is written by this thread and was read by another since the last barrier", i);
+    }
+    if (access == Access::kRead) {
+      byte.read = merge_readers(byte.read, self);
+    } else if (access == Access::kWrite) {
+      byte.write = {block.epoch, block.warps[self.warp].epoch, static_cast<uint16_t>(self.number)};
+    }
+  }
+}
+
+bool is_in_library(const char* address, size_t bytes) {
+  for (const Range& range : libraries) {
+    if (range.contains(address, bytes)) return true;
+  }
+  return false;
+}
+
+const char* verb(Access access) { return access == Access::kRead ? "read" : "write"; }
+
+}  // namespace
+
+void register_library(const void* symbol) {
+  // The link map's base says which of the program headers are the library's.
+  Dl_info info;
+  if (!dladdr(symbol, &info)) return;
+  auto visit = [](dl_phdr_info* library, size_t, void* base) {
+    if (reinterpret_cast<void*>(library->dlpi_addr) != base) return 0;
+    for (int i = 0; i < library->dlpi_phnum; ++i) {
+      const auto& segment = library->dlpi_phdr[i];
+      if (segment.p_type != PT_LOAD) continue;
+      auto begin = reinterpret_cast<const char*>(library->dlpi_addr + segment.p_vaddr);
+      libraries.push_back({begin, begin + segment.p_memsz});
+    }
+    return 1;
+  };
+  dl_iterate_phdr(visit, info.dli_fbase);
+}
+
+void check_access(const void* pointer, size_t bytes, Access access) {
+  auto address = static_cast<const char*>(pointer);
+  size_t offset = static_cast<size_t>(address - dynamic_shared_memory);
+  if (offset < kMaxDynamicShared) {
+    if (offset + bytes > dynamic_shared_bytes) {
+      fail("%s of %zu bytes at byte %zu of %zu of dynamic shared memory", verb(access), bytes,
+           offset, dynamic_shared_bytes);
+    }
+    return check_shared(dynamic_history, offset, bytes, access);
+  }
+  if (address >= static_shared_begin && address + bytes <= static_shared_end) {
+    return check_shared(static_history, static_cast<size_t>(address - static_shared_begin), bytes,
+                        access);
+  }
+  const char* stack = stack_of(*current);
+  if (address >= stack && address + bytes <= stack + kStackBytes) return;
+  if (is_allocated(address, bytes) || is_in_library(address, bytes)) return;
+  fail("%s of %zu bytes at %p, beyond every allocation", verb(access), bytes, pointer);
+}
+
+}  // namespace emulator
+
+// The instrumentation's calls; names and arguments are the compilers' interface.
+extern "C" {
+
+using emulator::Access;
+using emulator::check_access;
+
+#define INSTRUMENTED(bytes)                                                                \
+  void __tsan_read##bytes(void* p) { check_access(p, bytes, Access::kRead); }               \
+  void __tsan_write##bytes(void* p) { check_access(p, bytes, Access::kWrite); }             \
+  void __tsan_unaligned_read##bytes(void* p) { check_access(p, bytes, Access::kRead); }     \
+  void __tsan_unaligned_write##bytes(void* p) { check_access(p, bytes, Access::kWrite); }
+INSTRUMENTED(1)
+INSTRUMENTED(2)
+INSTRUMENTED(4)
+INSTRUMENTED(8)
+INSTRUMENTED(16)
+void __tsan_read_range(void* p, size_t bytes) { check_access(p, bytes, Access::kRead); }
+void __tsan_write_range(void* p, size_t bytes) { check_access(p, bytes, Access::kWrite); }
+void __tsan_init() {}
+void __tsan_func_entry(void*) {}
+void __tsan_func_exit(void*) {}
+}
