@@ -1,0 +1,74 @@
+// One GPU as WebGPU sees it: adapters of the machine, a device with all that its adapter has to
+// give, and errors that become exceptions instead of ending the process.
+#ifndef MLCAWQ_WGPU_GPU_H_
+#define MLCAWQ_WGPU_GPU_H_
+
+#include <webgpu.h>
+#include <wgpu.h>
+
+#include <mutex>
+#include <string>
+#include <vector>
+
+namespace mlcawq {
+
+inline WGPUStringView View(const std::string& text) { return {text.data(), text.size()}; }
+
+struct AdapterRecord {
+  WGPUAdapter handle = nullptr;
+  WGPUBackendType backend = WGPUBackendType_Undefined;
+  WGPUAdapterType type = WGPUAdapterType_Unknown;
+  std::string name;
+  std::string driver;
+  uint32_t vendor_id = 0;
+  uint32_t device_id = 0;
+  uint32_t subgroup_min = 0;
+  uint32_t subgroup_max = 0;
+  bool shader_f16 = false;
+  bool subgroups = false;
+  WGPULimits limits = WGPU_LIMITS_INIT;
+};
+
+const char* BackendName(WGPUBackendType backend);
+const char* TypeName(WGPUAdapterType type);
+
+// The machine's adapters, best first: what MLCAWQ_VULKAN_DEVICE names (an index into the driver's
+// own order, or a part of the name), then discrete, integrated and software ones. The backend is
+// Vulkan (Metal on Apple's machines) unless MLCAWQ_WGPU_BACKEND says vulkan, metal, dx12 or gl.
+const std::vector<AdapterRecord>& Adapters();
+
+class Gpu {
+ public:
+  explicit Gpu(int index);
+
+  // Throws what the device has reported since the last call; `doing` completes "while ...".
+  void Check(const std::string& doing);
+  // Whether it has reported anything.
+  bool Failed();
+  // Forgets reports and says whether there was one; for a retry after memory was given back.
+  bool TakeOutOfMemory();
+  // Runs the callbacks of finished work and frees what it held.
+  void Poll() { wgpuDevicePoll(device, false, nullptr); }
+  // Blocks until that submission is done.
+  void WaitFor(WGPUSubmissionIndex submission) { wgpuDevicePoll(device, true, &submission); }
+
+  int index;
+  const AdapterRecord& adapter;
+  WGPUDevice device = nullptr;
+  WGPUQueue queue = nullptr;
+  WGPULimits limits = WGPU_LIMITS_INIT;
+
+ private:
+  static void OnError(WGPUDevice const*, WGPUErrorType, WGPUStringView, void*, void*);
+  static void OnLost(WGPUDevice const*, WGPUDeviceLostReason, WGPUStringView, void*, void*);
+
+  // Callbacks may come from any thread, hence a lock apart from the caller's.
+  std::mutex report_mutex_;
+  std::string report_;
+  bool out_of_memory_ = false;
+  bool lost_ = false;
+};
+
+}  // namespace mlcawq
+
+#endif  // MLCAWQ_WGPU_GPU_H_
