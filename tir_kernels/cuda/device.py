@@ -22,6 +22,9 @@ from typing import Any
 from tir_kernels._tvm import T, tvm
 
 
+_RETURNED = {"void": "void", "uint32": "unsigned", "uint64": "unsigned long long"}
+
+
 @dataclass(frozen=True)
 class DeviceFunction:
     """A C++ device function, callable in TVMScript.
@@ -37,7 +40,7 @@ class DeviceFunction:
     @property
     def source(self) -> str:
         """The definition as it goes into the generated source."""
-        returned = {"void": "void", "uint32": "unsigned"}[self.return_type]
+        returned = _RETURNED[self.return_type]
         return (
             f"#ifndef MLCAWQ_EMULATED\n"
             f"__forceinline__ __device__ {returned} {self.name}({self.parameters}) {{\n"
@@ -66,6 +69,32 @@ def shared_address(buffer: Any, index: Any) -> Any:
     """
     size = tvm.DataType(buffer.ty.dtype).bits // 8
     return T.handle_add_byte_offset(tvm.tirx.buffer_data(buffer), index * size)
+
+
+# An address in global memory, or in dynamic shared memory, as a number that stays in a register:
+# (pointer) -> uint64, (pointer) -> uint32. Kernels that move such numbers along add to them once
+# where addresses computed from indices cost several instructions at every access. The functions
+# ending in _at take them, with a constant offset in bytes that becomes part of the instruction.
+global_cursor = DeviceFunction(
+    "tir_global_cursor",
+    "const void* pointer",
+    """
+  unsigned long long cursor;
+  asm volatile("mov.u64 %0, %1;" : "=l"(cursor) : "l"(pointer));
+  return cursor;
+""",
+    "uint64",
+)
+shared_cursor = DeviceFunction(
+    "tir_shared_cursor",
+    "const void* pointer",
+    """
+  unsigned cursor;
+  asm volatile("mov.u32 %0, %1;" : "=r"(cursor) : "r"((unsigned)__cvta_generic_to_shared(pointer)));
+  return cursor;
+""",
+    "uint32",
+)
 
 
 def _mma(name: str, dtype: str, before_sm80: str) -> DeviceFunction:
@@ -133,6 +162,16 @@ def ldmatrix(count: int, transposed: bool = False) -> DeviceFunction:
     return _LDMATRIX[count, transposed]
 
 
+load_matrices_at = DeviceFunction(
+    "tir_load_matrices_at",
+    "unsigned* d, unsigned row, int offset",
+    """
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "r"(row + offset) : "memory");
+""",
+)
+
+
 def _copy_async(name: str, cache: str) -> DeviceFunction:
     return DeviceFunction(
         name,
@@ -154,6 +193,22 @@ def _copy_async(name: str, cache: str) -> DeviceFunction:
 # the copy is made at once. The second keeps the line in the SM's cache as well, for others.
 copy_async = _copy_async("tir_copy_async", "cg")
 copy_async_cached = _copy_async("tir_copy_async_cached", "ca")
+
+# The same from and to cursors: (shared, shared_offset, global, global_offset, size).
+copy_async_at = DeviceFunction(
+    "tir_copy_async_at",
+    "unsigned shared, int shared_offset, unsigned long long global, int global_offset, int size",
+    """
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 16, %2;"
+               :: "r"(shared + shared_offset), "l"(global + global_offset), "r"(size) : "memory");
+#else
+  uint4 v = size ? *(const uint4*)(global + global_offset) : make_uint4(0, 0, 0, 0);
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};"
+               :: "r"(shared + shared_offset), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+#endif
+""",
+)
 
 # Make what was copied so far (since the last commit) one group.
 commit_copies = DeviceFunction(
@@ -207,24 +262,32 @@ load_cached = DeviceFunction(
 """,
 )
 
-# Read a word that does not change while the kernel runs, or the byte `offset` bytes further:
-# (global) -> uint32, (global, offset) -> uint32.
-load_word = DeviceFunction(
-    "tir_load_word",
-    "const void* global",
+# From cursors in global memory, what does not change while the kernel runs: 16 bytes that nobody
+# reads again (d[4], cursor, offset), a word or a byte (cursor, offset) -> uint32.
+load_streamed_at = DeviceFunction(
+    "tir_load_streamed_at",
+    "unsigned* d, unsigned long long cursor, int offset",
+    """
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "l"(cursor + offset));
+""",
+)
+load_word_at = DeviceFunction(
+    "tir_load_word_at",
+    "unsigned long long cursor, int offset",
     """
   unsigned word;
-  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(word) : "l"(global));
+  asm volatile("ld.global.nc.u32 %0, [%1];" : "=r"(word) : "l"(cursor + offset));
   return word;
 """,
     "uint32",
 )
-load_byte = DeviceFunction(
-    "tir_load_byte",
-    "const void* global, int offset",
+load_byte_at = DeviceFunction(
+    "tir_load_byte_at",
+    "unsigned long long cursor, int offset",
     """
   unsigned byte;
-  asm volatile("ld.global.nc.u8 %0, [%1];" : "=r"(byte) : "l"((const char*)global + offset));
+  asm volatile("ld.global.nc.u8 %0, [%1];" : "=r"(byte) : "l"(cursor + offset));
   return byte;
 """,
     "uint32",
@@ -270,9 +333,9 @@ _dequantize_f16 = DeviceFunction(
   asm("lop3.b32 %0, %1, 0x00f000f0, %2, 0xea;" : "=r"(d[1]) : "r"(word), "r"(magic));
   asm("lop3.b32 %0, %1, 0x000f000f, %2, 0xea;" : "=r"(d[2]) : "r"(upper), "r"(magic));
   asm("lop3.b32 %0, %1, 0x00f000f0, %2, 0xea;" : "=r"(d[3]) : "r"(upper), "r"(magic));
-  asm("add.rn.f16x2 %0, %0, %1;" : "+r"(d[0]) : "r"(zeros[0]));
+  asm("sub.rn.f16x2 %0, %0, %1;" : "+r"(d[0]) : "r"(zeros[0]));
   asm("fma.rn.f16x2 %0, %0, %1, %2;" : "+r"(d[1]) : "r"(sixteenth), "r"(zeros[1]));
-  asm("add.rn.f16x2 %0, %0, %1;" : "+r"(d[2]) : "r"(zeros[2]));
+  asm("sub.rn.f16x2 %0, %0, %1;" : "+r"(d[2]) : "r"(zeros[2]));
   asm("fma.rn.f16x2 %0, %0, %1, %2;" : "+r"(d[3]) : "r"(sixteenth), "r"(zeros[3]));
 """,
 )
@@ -306,9 +369,9 @@ _zero_points_f16 = DeviceFunction(
     "tir_zero_points_f16",
     "unsigned* d, unsigned word",
     """
-  d[0] = (word & 0x000f000fu) | 0xe400e400u;  // -(1024 + z)
+  d[0] = (word & 0x000f000fu) | 0x64006400u;  // 1024 + z
   d[1] = (word & 0x00f000f0u) | 0xd400d400u;  // -(64 + z)
-  d[2] = (word >> 8 & 0x000f000fu) | 0xe400e400u;
+  d[2] = (word >> 8 & 0x000f000fu) | 0x64006400u;
   d[3] = (word >> 8 & 0x00f000f0u) | 0xd400d400u;
 """,
 )

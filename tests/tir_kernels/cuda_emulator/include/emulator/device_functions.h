@@ -64,15 +64,38 @@ inline void tir_load_cached(unsigned* d, const void* global) {
   d[3] = value.w;
 }
 inline void tir_load_streamed(unsigned* d, const void* global) { tir_load_cached(d, global); }
-inline void tir_load_streamed_or_zero(unsigned* d, const void* global, int valid) {
-  if (valid) {
-    tir_load_cached(d, global);
-  } else {
-    d[0] = d[1] = d[2] = d[3] = 0;
-  }
+
+// Cursors: a shared one counts from the start of dynamic shared memory.
+inline unsigned long long tir_global_cursor(const void* pointer) {
+  return reinterpret_cast<unsigned long long>(pointer);
 }
-inline unsigned tir_load_word(const void* global) { return emulator_load<unsigned>(global); }
-inline unsigned tir_load_byte(const void* global) { return emulator_load<unsigned char>(global); }
+inline unsigned tir_shared_cursor(const void* pointer) {
+  return static_cast<unsigned>(static_cast<const char*>(pointer) -
+                               static_cast<const char*>(emulator::dynamic_shared()));
+}
+inline const void* emulator_at(unsigned long long cursor, int offset) {
+  return reinterpret_cast<const char*>(cursor) + offset;
+}
+inline void* emulator_shared_at(unsigned cursor, int offset) {
+  return static_cast<char*>(emulator::dynamic_shared()) + cursor + offset;
+}
+inline void tir_load_streamed_at(unsigned* d, unsigned long long cursor, int offset) {
+  tir_load_cached(d, emulator_at(cursor, offset));
+}
+inline unsigned tir_load_word_at(unsigned long long cursor, int offset) {
+  return emulator_load<unsigned>(emulator_at(cursor, offset));
+}
+inline unsigned tir_load_byte_at(unsigned long long cursor, int offset) {
+  return emulator_load<unsigned char>(emulator_at(cursor, offset));
+}
+inline void tir_copy_async_at(unsigned shared, int shared_offset, unsigned long long global,
+                              int global_offset, int size) {
+  tir_copy_async(emulator_shared_at(shared, shared_offset), emulator_at(global, global_offset),
+                 size);
+}
+inline void tir_load_matrices_at(unsigned* d, unsigned row, int offset) {
+  emulator::load_matrix(4, false, d, emulator_shared_at(row, offset));
+}
 
 inline unsigned tir_permute_bytes(unsigned low, unsigned high, unsigned selector) {
   return __byte_perm(low, high, selector);
@@ -84,9 +107,9 @@ inline void tir_unpack_f16(float* d, unsigned pair) {
 }
 
 inline void tir_zero_points_f16(unsigned* d, unsigned word) {
-  d[0] = (word & 0x000f000fu) | 0xe400e400u;
+  d[0] = (word & 0x000f000fu) | 0x64006400u;
   d[1] = (word & 0x00f000f0u) | 0xd400d400u;
-  d[2] = (word >> 8 & 0x000f000fu) | 0xe400e400u;
+  d[2] = (word >> 8 & 0x000f000fu) | 0x64006400u;
   d[3] = (word >> 8 & 0x00f000f0u) | 0xd400d400u;
 }
 inline void tir_zero_points_bf16(unsigned* d, unsigned word) {
@@ -98,8 +121,8 @@ inline void tir_dequantize_f16(unsigned* d, unsigned word, const unsigned* zeros
     unsigned shifted = i < 2 ? word : word >> 8;
     unsigned biased = (shifted & (i % 2 ? 0x00f000f0u : 0x000f000fu)) | 0x64006400u;
     auto value = emulator_bit_cast<__half2>(biased), zero = emulator_bit_cast<__half2>(zeros[i]);
-    __half2 factor = __float2half2_rn(i % 2 ? 0.0625f : 1.0f);
-    d[i] = emulator_bit_cast<unsigned>(__hfma2(value, factor, zero));
+    value = i % 2 ? __hfma2(value, __float2half2_rn(0.0625f), zero) : value - zero;
+    d[i] = emulator_bit_cast<unsigned>(value);
   }
 }
 inline void tir_dequantize_bf16(unsigned* d, unsigned word, const unsigned* zeros) {
