@@ -16,6 +16,8 @@ AREA = "packages"
 # The wheels that bring a module `tvm` of their own.
 _OTHER_TVM = re.compile(r"^(mlc-ai|mlc-llm|tvm)(-|$)")
 _OPTIONAL = {
+    "wgpu": ("vulkan", "GPUs through Vulkan"),
+    "cuda-toolkit": ("cuda", "NVIDIA GPUs"),
     "datasets": ("hub-data", "calibration on data sets of the hub"),
     "sentencepiece": ("sentencepiece", "checkpoints that have only tokenizer.model"),
 }

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-from mlcawq.doctor import compilers, gpu, machine, mlc, packages
+from mlcawq.doctor import compilers, cuda, machine, mlc, packages, vulkan
 from mlcawq.doctor.findings import Capability, Finding, Report
-
-_NOT_IN_THIS_VERSION = "this version of mlcawq builds for the CPU only"
 
 
 def examine() -> Report:
@@ -19,8 +17,8 @@ def examine() -> Report:
         (packages.AREA, lambda: packages.findings(versions)),
         (compilers.AREA, lambda: compilers.tvm_findings(*compilers.probe_tvm())),
         (compilers.AREA, lambda: [compilers.cxx_finding()]),
-        (gpu.CUDA, lambda: gpu.cuda_findings(versions)),
-        (gpu.VULKAN, gpu.vulkan_findings),
+        (cuda.AREA, lambda: cuda.findings(versions)),
+        (vulkan.AREA, vulkan.findings),
         (mlc.AREA, mlc.findings),
     ]
     with ThreadPoolExecutor(len(probes)) as pool:
@@ -50,8 +48,10 @@ def capabilities(findings: Sequence[Finding]) -> list[Capability]:
         needs("chat and evaluate on the CPU", "tvm", areas=[packages.AREA]),
         _optional(findings, "calibrate on data sets of the hub", "datasets"),
         _optional(findings, "read checkpoints with only tokenizer.model", "sentencepiece"),
-        Capability("build for CUDA", False, _NOT_IN_THIS_VERSION),
-        Capability("build for Vulkan", False, _NOT_IN_THIS_VERSION),
+        _optional(findings, "build for CUDA", cuda.COMPILER),
+        _on_gpu(findings),
+        needs("build for Vulkan", "tvm", "llvm", "c++ compiler", areas=[packages.AREA]),
+        _optional(findings, "chat and evaluate on Vulkan", vulkan.RUNTIME),
         _optional(findings, "run the same folder with mlc_llm", "mlc_llm"),
     ]
 
@@ -61,6 +61,17 @@ def _optional(findings: Sequence[Finding], name: str, package: str) -> Capabilit
     if finding is None or finding.status == "ok":
         return Capability(name, finding is not None)
     return Capability(name, False, finding.value, finding.fix)
+
+
+def _on_gpu(findings: Sequence[Finding]) -> Capability:
+    """CUDA's runtime is looked at only where there is a GPU; what lacks is the first of the two."""
+    asked = [f for f in findings if f.area == cuda.AREA and f.name.startswith("gpu")]
+    asked += [f for f in findings if f.name == cuda.RUNTIME]
+    lacking = next((f for f in asked if f.status != "ok"), None)
+    name = "chat and evaluate on CUDA"
+    if lacking is None:
+        return Capability(name, bool(asked))
+    return Capability(name, False, lacking.value, lacking.fix)
 
 
 def _safely(area: str, probe: Callable[[], Sequence[Finding]]) -> Sequence[Finding]:

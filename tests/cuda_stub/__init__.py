@@ -41,20 +41,14 @@ class Answer:
 class StubMachine:
     """gpus, capability (90 for 9.0), cuda (13000 for 13.0), memory in bytes: see driver.c."""
 
-    def __init__(self, folder: Path, *, cudart: bool = True) -> None:
-        """cudart: whether the CUDA runtime is installed beside the driver."""
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        runtime = folder / "libcudart.so.13"
         names = folder / "versions"
         names.write_text("libcudart.so.13 { global: cu*; local: *; };\n")
-        _link(runtime, str(_SOURCE), f"-Wl,--version-script={names}")
         # The driver and the runtime share their state: one library, under two names.
-        driver = folder / "libcuda.so.1"
-        if cudart:
-            _link(driver, "-Wl,--no-as-needed", str(runtime), "-Wl,-rpath,$ORIGIN")
-        else:
-            runtime.unlink()
-            _link(driver, str(_SOURCE))
+        runtime = folder / "libcudart.so.13"
+        _link(runtime, str(_SOURCE), f"-Wl,--version-script={names}")
+        _link(folder / "libcuda.so.1", "-Wl,--no-as-needed", str(runtime), "-Wl,-rpath,$ORIGIN")
 
     def run(self, code: str, *arguments: object, **settings: object) -> Answer:
         """Run Python code on this machine; settings become STUB_… variables."""

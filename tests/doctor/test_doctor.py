@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from cuda_stub import StubMachine, can_be_built
 
-from mlcawq.doctor import compilers, gpu, machine, mlc, packages
+from mlcawq.doctor import compilers, cuda, machine, mlc, packages, vulkan
 from mlcawq.doctor.findings import Finding
 from mlcawq.doctor.processes import run, run_python
 from mlcawq.doctor.report import _safely, capabilities, examine
@@ -84,23 +85,60 @@ def test_missing_and_untested_packages() -> None:
     assert here["apache-tvm"] == "ok"
 
 
-def test_nvidia(only: Path) -> None:
-    (nothing,) = gpu._driver()
-    assert nothing.status in ("info", "warning")
-    program(only, "nvidia-smi", "echo 'NVIDIA H200, 570.10, 143771 MiB, 9.0'")
-    (found,) = gpu._driver()
-    assert (found.status, found.value) == ("ok", "NVIDIA H200, 570.10, 143771 MiB, 9.0")
+def test_without_an_nvidia_driver(only: Path) -> None:
+    (nothing,) = cuda._gpus()
+    assert (nothing.status, nothing.value) == ("info", "no NVIDIA driver is installed")
     program(only, "nvidia-smi", "echo 'driver/library version mismatch' >&2; exit 18")
-    (broken,) = gpu._driver()
+    (broken,) = cuda._gpus()
+    assert broken.status == "broken"
     assert "mismatch" in broken.value
-    program(only, "nvcc", "echo 'Cuda compilation tools, release 12.4, V12.4.1'")
-    assert "release 12.4" in gpu._nvcc().value
+
+
+_CUDA_FINDINGS = """
+import json
+from dataclasses import asdict
+from mlcawq.doctor import cuda
+from mlcawq.doctor.report import capabilities
+found = cuda.findings({})
+print(json.dumps([[asdict(f) for f in found], [asdict(c) for c in capabilities(found)]]))
+"""
+
+
+@pytest.mark.skipif(not can_be_built(), reason="the stub driver is for Linux with gcc")
+def test_nvidia(tmp_path: Path) -> None:
+    def examine_cuda(machine: StubMachine, **settings: object) -> tuple[dict, dict]:
+        answer = machine.run(_CUDA_FINDINGS, **settings)
+        assert answer.status == 0, answer.output
+        found, able = json.loads(answer.output.splitlines()[-1])
+        return {f["name"]: f for f in found}, {c["name"]: c for c in able}
+
+    machine = StubMachine(tmp_path)
+    found, able = examine_cuda(machine, gpus=2, capability=86, memory=24 * 10**9)
+    assert found["gpu 1"]["value"] == "Stub GPU 1 (sm_86), 24.0 GB, driver for CUDA 13.0"
+    assert found[cuda.RUNTIME]["status"] == "ok"
+    assert able["chat and evaluate on CUDA"]["works"]
+    assert able["build for CUDA"]["works"]
+
+    found, able = examine_cuda(machine, cuda=12040)
+    assert "runs CUDA 12.4, and 13.0 is needed" in found[cuda.RUNTIME]["value"]
+    assert able["chat and evaluate on CUDA"]["fix"] == "install driver 580 or newer"
+
+
+def test_no_compiler_for_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlcawq.build import cuda_compiler
+
+    monkeypatch.setattr(cuda_compiler, "find_nvrtc", lambda: (None, "NVRTC is not installed"))
+    monkeypatch.setattr(cuda_compiler, "find_nvcc", lambda: None)
+    finding = cuda._compiler()
+    assert finding.status == "info"
+    assert "NVRTC is not installed" in finding.value
+    assert finding.fix == "pip install 'mlcawq[cuda]'"
 
 
 def test_vulkan_drivers(only: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VK_DRIVER_FILES", str(only / "lvp_icd.x86_64.json"))
-    assert "lvp_icd" in gpu._drivers().value
-    assert all(isinstance(finding, Finding) for finding in gpu.vulkan_findings())
+    assert "lvp_icd" in vulkan._drivers().value
+    assert all(isinstance(finding, Finding) for finding in vulkan.findings())
 
 
 def test_mlc_llm_is_asked_of_the_named_interpreter(
