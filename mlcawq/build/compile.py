@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlcawq.build.link import find_tools
-from mlcawq.build.targets import resolve_target, target_device
+from mlcawq.build.targets import resolve_target, target_device, target_record
 from mlcawq.checkpoint.config import ModelConfig
 from mlcawq.graph.settings import check_layout, compile_settings, infer_quantization
 
@@ -56,6 +56,7 @@ def compile_model(
     say("graph")
     module, metadata = build_module(config, kind, settings, resolved)
     say("code")
+    metadata["target"] = target_record(resolved)
     with tools.generating():
         executable = compile_module(module, settings, resolved, metadata)
     say("link")

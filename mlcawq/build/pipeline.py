@@ -197,8 +197,8 @@ def check(checkpoint: Path, out: Path, request: BuildRequest) -> Checked:
     )
     mode = choose_mode(config, request.verify)
     unverified = "--no-verify" if mode == "off" else ""
-    if target is not None and mode != "off":
-        absent = missing_device(target)
+    if target is not None and kind is not None and mode != "off":
+        absent = missing_device(target, kind.name)
         if absent and request.verify:
             problems.append(Problem(f"the library cannot be verified: {absent}", "--verify", _AWAY))
         elif absent:

@@ -74,6 +74,12 @@ def _no_kind(target: str) -> UserError:
     )
 
 
+def target_record(target: Target) -> dict[str, Any]:
+    """What a library's metadata says of the target: TVM's attributes, without the host's."""
+    recorded = json.loads(str(target))
+    return {key: value for key, value in recorded.items() if key not in ("host", "tag", "keys")}
+
+
 def target_device(target: Target) -> str:
     """The kind of device that runs what is compiled for `target`: cpu, cuda or vulkan.
 

@@ -24,7 +24,6 @@ from mlcawq.build.compare_logits import LIMITS, Comparison, compare_logits
 from mlcawq.checkpoint.config import ModelConfig
 from mlcawq.engine.artifact import TOKENIZER, BuiltFolder, Shard, read_folder
 from mlcawq.engine.conversation import Conversation
-from mlcawq.engine.cuda_arch import capability_of, runs_on
 from mlcawq.engine.devices import Missing, find_device
 from mlcawq.engine.runtime import ModelRuntime
 from mlcawq.engine.tokenizer import ModelTokenizer
@@ -88,19 +87,16 @@ def choose_mode(config: ModelConfig, asked: bool | None) -> Mode:
     return "full" if asked else "off"
 
 
-def missing_device(target: Target) -> str:
+def missing_device(target: Target, quantization: str) -> str:
     """Why what is compiled for `target` cannot be run here; empty when it can."""
-    from mlcawq.build.targets import target_device
+    from mlcawq.build.targets import target_device, target_record
 
     kind = target_device(target)
     device = find_device(kind)
     if isinstance(device, Missing):
         return f"no {kind} device here ({device.reason})"
-    if kind == "cuda":
-        here, wanted = f"sm_{device.tvm.compute_version.replace('.', '')}", target.attrs["arch"]
-        if not runs_on(str(wanted), capability_of(here)):
-            return f"no device here runs code for {wanted} ({device.name} is {here})"
-    return ""
+    refusal = device.refusal(target_record(target), quantization)
+    return f"no {kind} device here that runs it ({refusal})" if refusal else ""
 
 
 def verify_full(folder: Path, checkpoint: Path, device: str = "cpu") -> Verification:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,11 @@ import psutil
 import tvm
 import tvm_ffi
 
+from mlcawq.engine import wgpu
 from mlcawq.engine.artifact import DEVICE_ALIASES, DEVICES, BuiltFolder
+from mlcawq.engine.cuda_arch import runs_on
 from mlcawq.engine.cuda_runtime import load_cuda_runtime
+from mlcawq.engine.wgpu import Limits
 from mlcawq.errors import Problem, UserError
 
 _LIST = "`mlcawq doctor` lists what this machine has"
@@ -20,22 +24,28 @@ _LIST = "`mlcawq doctor` lists what this machine has"
 @dataclass(frozen=True)
 class Device:
     """kind: as in DEVICES. tvm: TVM's name for it, which differs for kind "vulkan" where our own
-    device over wgpu-native serves it (TVM: webgpu).
-
-    software: drivers that compute on the CPU. binding_bytes: the largest tensor that a kernel can
-    be handed; None where only memory limits it.
+    device over wgpu-native serves it (TVM: webgpu); limits are that device's then.
     """
 
     kind: str
     index: int
     tvm: Any
-    software: bool = False
-    binding_bytes: int | None = None
+    limits: Limits | None = None
 
     @property
     def name(self) -> str:
         """What --device calls it."""
         return f"{self.kind}:{self.index}"
+
+    @property
+    def software(self) -> bool:
+        """Whether its driver computes on the CPU."""
+        return self.limits is not None and self.limits.device_type == "software"
+
+    @property
+    def binding_bytes(self) -> int | None:
+        """The largest tensor that a kernel can be handed; None where only memory limits it."""
+        return None if self.limits is None else self.limits.max_storage_buffer_binding_size
 
     def free_memory(self, weights: int) -> int:
         """Bytes that may be allocated, by the device's own account where it gives one.
@@ -55,6 +65,27 @@ class Device:
             if free:
                 return max(int(free) - (weights if account.startswith("total") else 0), 0)
         return min(system, max(weights, 2**30))
+
+    def refusal(self, target: Mapping[str, Any], quantization: str) -> str:
+        """Why this device cannot run what was compiled for `target` and `quantization`, as a
+        library's metadata records them; empty when it can, or when no target is recorded.
+        """
+        kind, arch = target.get("kind"), target.get("arch")
+        if self.kind == "vulkan" and kind not in (None, self.tvm.type):
+            return f"it was compiled for TVM's {kind}, and this TVM has {self.tvm.type} instead"
+        if self.limits is not None:
+            threads = target.get("max_num_threads", 0)
+            most = self.limits.max_compute_invocations_per_workgroup
+            if threads > most:
+                return f"it has workgroups of {threads} threads, and {self.name} allows {most}"
+            if "f16" in quantization and not self.limits.shader_f16:
+                return f"it computes in float16 ({quantization}), which {self.name} does not have"
+        if self.kind == "cuda" and arch:
+            capability = str(self.tvm.compute_version)
+            major, minor = map(int, capability.split("."))
+            if not runs_on(arch, (major, minor)):
+                return f"it was compiled for {arch}, and {self.name} is sm_{major}{minor}"
+        return ""
 
 
 @dataclass(frozen=True)
@@ -84,7 +115,12 @@ def _cuda_device(index: int) -> Device | Missing:
 
 
 def _wgpu_device(index: int) -> Device | Missing:
-    return Missing("this TVM was built without vulkan", "use another device")
+    try:
+        limits = wgpu.limits(index)
+    except UserError as error:
+        problem = error.problems[0]
+        return Missing(problem.what, problem.fix or _LIST)
+    return Device("vulkan", index, tvm.device("webgpu", index), limits)
 
 
 def _tvm_device(kind: str, index: int) -> Device | Missing:
@@ -105,7 +141,8 @@ def choose_device(built: BuiltFolder, asked: str) -> tuple[Device, Path]:
     """
     kind, _, index = asked.partition(":")
     kind = DEVICE_ALIASES.get(kind, kind)
-    if (kind != "auto" and kind not in DEVICES) or (index and not index.isdigit()):
+    numbered = kind in DEVICES and (not index or index.isdigit())
+    if asked != "auto" and not numbered:
         raise UserError.one(
             f"unknown device {asked!r}", "--device", f"use auto or one of: {', '.join(DEVICES)}"
         )

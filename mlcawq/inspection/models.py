@@ -56,6 +56,7 @@ _SHOWN = (
     "model_type",
     "quantization",
     "weight_layout",
+    "target",
     "context_window_size",
     "prefill_chunk_size",
     "max_batch_size",
@@ -88,6 +89,8 @@ def describe_library(path: Path) -> Description:
     out.kind = "a compiled model library"
     metadata = answer["metadata"]
     out.facts.update({key: metadata[key] for key in _SHOWN if metadata.get(key) is not None})
+    if isinstance(metadata.get("target"), dict):
+        out.facts["target"] = _target_text(metadata["target"])
     params = metadata.get("params") or []
     out.facts["parameters expected"] = f"{len(params)} tensors"
     memory = metadata.get("memory_usage") or {}
@@ -97,6 +100,12 @@ def describe_library(path: Path) -> Description:
     out.facts["functions"] = answer["functions"]
     out.facts["metadata"] = {k: v for k, v in metadata.items() if k != "params"}
     return out
+
+
+def _target_text(target: dict[str, Any]) -> str:
+    """TVM's kind, and what narrows it down: the processor, the GPU's architecture."""
+    narrower = target.get("arch") or target.get("mcpu")
+    return f"{target.get('kind')} {narrower}" if narrower else str(target.get("kind"))
 
 
 def describe_model_folder(path: Path) -> Description:
@@ -121,6 +130,9 @@ def describe_model_folder(path: Path) -> Description:
         out.facts[name] = f"{library.name}, {size(library.stat().st_size)}"
         if answer is not None and built is not None:
             metadata = answer["metadata"]
+            target = metadata.get("target")
+            if target:
+                out.facts[name] += f"; for {_target_text(target)}"
             before = len(out.problems)
             out.attempt(lambda m=metadata, f=library: check_library(built, m, f))  # type: ignore[misc]
             out.facts[name] += "; fits" if len(out.problems) == before else "; does not fit"
