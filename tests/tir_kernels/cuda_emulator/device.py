@@ -20,7 +20,7 @@ _KERNEL_OPTIONS = (
     "-fno-exceptions",
     "-fno-threadsafe-statics",
     "-fno-strict-aliasing",  # generated code reads vectors through casted pointers
-    "-fsanitize=thread",
+    "-fsanitize=thread,alignment,bounds,shift-exponent,integer-divide-by-zero",
     "--param=tsan-instrument-func-entry-exit=0",
     "-ftrivial-auto-var-init=pattern",
     "-w",

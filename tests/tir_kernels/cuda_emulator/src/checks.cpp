@@ -1,5 +1,5 @@
-// Checks of single memory accesses: what compiled kernels report through the thread sanitizer's
-// instrumentation (the compiler's part of it; its runtime is this file), and what collective
+// Checks of single memory accesses: what kernels report because g++ instrumented them for the thread
+// and the undefined-behaviour sanitizer, whose runtimes this file stands in for, and what collective
 // operations and copies report by hand.
 #include <dlfcn.h>
 #include <link.h>
@@ -150,6 +150,24 @@ INSTRUMENTED(16)
 void __tsan_read_range(void* p, size_t bytes) { check_access(p, bytes, Access::kRead); }
 void __tsan_write_range(void* p, size_t bytes) { check_access(p, bytes, Access::kWrite); }
 void __tsan_init() {}
-void __tsan_func_entry(void*) {}
-void __tsan_func_exit(void*) {}
+
+// The undefined-behaviour sanitizer's: what g++ knows of a place in the source, then values.
+struct Place {
+  const char* file;
+  uint32_t line, column;
+};
+void __ubsan_handle_type_mismatch_v1(const Place* place, uintptr_t pointer) {
+  emulator::fail("misaligned access to %#zx (line %u of the source)", pointer, place->line);
+}
+void __ubsan_handle_out_of_bounds(const Place* place, uintptr_t index) {
+  emulator::fail("index %zd beyond the array (line %u of the source)",
+                 static_cast<ptrdiff_t>(index), place->line);
+}
+void __ubsan_handle_shift_out_of_bounds(const Place* place, uintptr_t, uintptr_t count) {
+  emulator::fail("shift by %zd, which devices differ in (line %u of the source)",
+                 static_cast<ptrdiff_t>(count), place->line);
+}
+void __ubsan_handle_divrem_overflow(const Place* place, uintptr_t, uintptr_t) {
+  emulator::fail("division by zero (line %u of the source)", place->line);
+}
 }

@@ -253,7 +253,7 @@ Votes block_barrier(int predicate) {
 void warp_collective(const char* name, unsigned mask, void* operands, Combine combine) {
   Thread& self = *current;
   Warp& warp = block.warps[self.warp];
-  mask &= warp.exists;
+  mask &= warp.exists;  // lanes that a short last warp lacks count as inactive
   if (!(mask >> self.lane & 1)) fail("%s with mask %08x, which lacks the lane itself", name, mask);
   Rendezvous* mine = nullptr;
   for (Rendezvous& other : warp.pending) {
@@ -281,6 +281,11 @@ void warp_collective(const char* name, unsigned mask, void* operands, Combine co
     }
   }
   yield();
+}
+
+void whole_warp_collective(const char* name, void* operands, Combine combine) {
+  if (block.warps[current->warp].exists != 0xffffffffu) fail("%s in a warp that lacks lanes", name);
+  warp_collective(name, 0xffffffffu, operands, combine);
 }
 
 void warpgroup_collective(const char* name, void* operands, Combine combine) {

@@ -148,14 +148,14 @@ unsigned ballot(unsigned mask, bool predicate) {
 
 void mma_m16n8k16(Element type, float* d, const uint32_t* a, const uint32_t* b, const float* c) {
   MmaOperands mine{d, a, b, c};
-  warp_collective("mma.m16n8k16", 0xffffffffu, &mine,
+  whole_warp_collective("mma.m16n8k16", &mine,
                   type == Element::kHalf ? combine_mma<Element::kHalf, 16>
                                          : combine_mma<Element::kBfloat16, 16>);
 }
 
 void mma_m16n8k8(Element type, float* d, const uint32_t* a, const uint32_t* b, const float* c) {
   MmaOperands mine{d, a, b, c};
-  warp_collective("mma.m16n8k8", 0xffffffffu, &mine,
+  whole_warp_collective("mma.m16n8k8", &mine,
                   type == Element::kHalf ? combine_mma<Element::kHalf, 8>
                                          : combine_mma<Element::kBfloat16, 8>);
 }
@@ -166,7 +166,7 @@ void load_matrix(int matrices, bool transposed, uint32_t* registers, const void*
     check_access(row, 16, Access::kRead);
   }
   MatrixOperands mine{matrices, transposed, registers, static_cast<const char*>(row)};
-  warp_collective("ldmatrix", 0xffffffffu, &mine, combine_load_matrix);
+  whole_warp_collective("ldmatrix", &mine, combine_load_matrix);
 }
 
 }  // namespace emulator

@@ -32,6 +32,8 @@ Votes block_barrier(int predicate);
 // operation or another mask end the launch: on a GPU that is undefined.
 using Combine = void (*)(void** operands, unsigned mask);
 void warp_collective(const char* name, unsigned mask, void* operands, Combine combine);
+// The same for instructions that all 32 lanes must take part in (mma.sync.aligned).
+void whole_warp_collective(const char* name, void* operands, Combine combine);
 // The same for the 128 threads of a warpgroup (wgmma).
 void warpgroup_collective(const char* name, void* operands, Combine combine);
 // __syncwarp: the only collective that also orders memory within the warp.
