@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh ".[dev]"
+. scripts/vulkan_driver.sh
 
 ruff check .
 ruff format --check .
