@@ -38,6 +38,10 @@ def eval_(
             help='.jsonl of {"question", "answer"}: how many are answered exactly, greedily.',
         ),
     ] = None,
+    device: Annotated[
+        str,
+        typer.Option("--device", help="Where a built FOLDER runs: auto, cpu, cuda, vulkan:1, …"),
+    ] = "auto",
     window: Annotated[
         int | None,
         typer.Option(
@@ -72,6 +76,7 @@ def eval_(
     request = Request(
         model=folder,
         against=against,
+        device=device,
         text=text,
         questions=questions,
         window=window,

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mlcawq.engine.artifact import read_folder
+from mlcawq.engine.devices import choose_device
 from mlcawq.engine.engine import Engine
 from mlcawq.engine.sampling import SamplingParams
 from mlcawq.errors import UserError
@@ -20,9 +21,11 @@ class BuiltAnswerer:
     The folder's files are checked here; weights are loaded when the first question is asked.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        if read_folder(folder).conversation.is_plain:
+    def __init__(self, folder: Path, device: str = "auto") -> None:
+        self._folder, self._device = folder, device
+        built = read_folder(folder)
+        choose_device(built, device)
+        if built.conversation.is_plain:
             raise UserError.one(
                 "no chat template, so it cannot be asked questions",
                 str(folder),
@@ -34,7 +37,7 @@ class BuiltAnswerer:
         # A token is at least a byte: enough of a cache for the longest, not for the whole context.
         longest = max(len(question.encode()) for question in questions)
         room = longest + _TEMPLATE_TOKENS + max_new_tokens
-        engine = Engine(self._folder, max_batch=1, max_total_tokens=room)
+        engine = Engine(self._folder, self._device, max_batch=1, max_total_tokens=room)
         greedy = SamplingParams(temperature=0.0, max_tokens=max_new_tokens)
         for i, question in enumerate(questions):
             deltas = engine.generate([{"role": "user", "content": question}], greedy)

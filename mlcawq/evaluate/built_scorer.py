@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mlcawq.engine.artifact import read_folder
+from mlcawq.engine.devices import choose_device
 from mlcawq.engine.runtime import ModelRuntime
 from mlcawq.evaluate.folders import folder_label
 
@@ -19,11 +20,12 @@ class BuiltScorer:
     """A `Scorer` over a folder of `mlcawq build` (or of mlc_llm).
 
     The folder's files are checked here; weights are loaded when the first logits are asked for.
-    Raises UserError for a folder that is not whole.
+    Raises UserError for a folder that is not whole, and for a device that is not there.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._built = read_folder(folder)
+    def __init__(self, folder: Path, device: str = "auto") -> None:
+        self._built, self._device = read_folder(folder), device
+        choose_device(self._built, device)
         context = int(self._built.config["context_window_size"])
         self.label = folder_label(folder, "built")
         self.vocab_size = self._built.vocab_size
@@ -32,7 +34,7 @@ class BuiltScorer:
     def logits(self, windows: np.ndarray, rows: int) -> Iterator[np.ndarray]:
         """See `Scorer.logits`. Every window is a new sequence in the paged KV cache."""
         length = windows.shape[1]
-        runtime = ModelRuntime(self._built, max_batch=1, max_total_tokens=length)
+        runtime = ModelRuntime(self._built, self._device, max_batch=1, max_total_tokens=length)
         piece = min(rows, runtime.score_chunk)
         for window in windows:
             known = window[:-1].tolist()

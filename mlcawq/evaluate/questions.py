@@ -40,12 +40,15 @@ class Answerer(Protocol):
         ...
 
 
-def open_answerer(folder: Path, kind: Kind) -> Answerer:
-    """Raises UserError when the folder cannot chat (no chat template, missing files)."""
+def open_answerer(folder: Path, kind: Kind, device: str = "auto") -> Answerer:
+    """device: what a built folder runs on, as for an engine.
+
+    Raises UserError when the folder cannot chat (no chat template, missing files, no such device).
+    """
     if kind == "built":
         from mlcawq.evaluate.built_answerer import BuiltAnswerer
 
-        return BuiltAnswerer(folder)
+        return BuiltAnswerer(folder, device)
     from mlcawq.evaluate.checkpoint_answerer import CheckpointAnswerer
 
     return CheckpointAnswerer(folder)

@@ -19,6 +19,7 @@ from mlcawq.evaluate.text import cut_windows, open_tokenizer, read_text, vocabul
 
 T = TypeVar("T")
 Progress = Callable[[str, int, int], None]
+_Subject = tuple[Path, Kind, str]  # a folder, what it is, and the device that it runs on if built
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Request:
 
     model: str
     against: str | None = None
+    device: str = "auto"
     text: Path | None = None
     questions: Path | None = None
     window: int | None = None
@@ -132,12 +134,14 @@ def evaluate(request: Request, progress: Progress | None = None) -> Report:
     questions = checks(read_questions, request.questions) if request.questions else None
     located = [checks(_locate, name) for name in names]
     checks.done()
-    subjects = [subject for subject in located if subject is not None]
+    subjects: list[_Subject] = [
+        (*subject, device)
+        for subject, device in zip(located, (request.device, "auto"), strict=False)
+        if subject is not None
+    ]
 
     prepared = checks(_prepare_text, request, subjects, text) if text is not None else None
-    answerers = [
-        checks(open_answerer, folder, kind) for folder, kind in subjects if questions is not None
-    ]
+    answerers = [checks(open_answerer, *subject) for subject in subjects if questions is not None]
     checks.done()
 
     comparison = None
@@ -158,7 +162,7 @@ def evaluate(request: Request, progress: Progress | None = None) -> Report:
     return Report(
         model=request.model,
         against=request.against,
-        labels=tuple(folder_label(folder, kind) for folder, kind in subjects),
+        labels=tuple(folder_label(folder, kind) for folder, kind, _ in subjects),
         comparison=comparison,
         answers=answered[0] if answered else [],
         reference_answers=answered[1] if len(answered) > 1 else [],
@@ -166,7 +170,7 @@ def evaluate(request: Request, progress: Progress | None = None) -> Report:
 
 
 def _prepare_text(
-    request: Request, subjects: Sequence[tuple[Path, Kind]], text: str
+    request: Request, subjects: Sequence[_Subject], text: str
 ) -> tuple[np.ndarray, list[Scorer]]:
     """The windows of text [W, T] and the opened models, known to go together."""
     checks = _Checks()

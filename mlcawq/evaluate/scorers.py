@@ -37,12 +37,15 @@ def rows_at_once(vocab_size: int) -> int:
     return max(16, min(512, 2**23 // vocab_size))
 
 
-def open_scorer(folder: Path, kind: Kind) -> Scorer:
-    """A scorer for the folder. Raises UserError for a folder that is not whole."""
+def open_scorer(folder: Path, kind: Kind, device: str = "auto") -> Scorer:
+    """A scorer for the folder. device: what a built folder runs on, as for an engine.
+
+    Raises UserError for a folder that is not whole, and for a device that is not there.
+    """
     if kind == "built":
         from mlcawq.evaluate.built_scorer import BuiltScorer
 
-        return BuiltScorer(folder)
+        return BuiltScorer(folder, device)
     from mlcawq.evaluate.checkpoint_scorer import CheckpointScorer
 
     return CheckpointScorer(folder)

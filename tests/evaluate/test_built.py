@@ -55,6 +55,13 @@ def test_answers_are_those_of_the_checkpoint(folders: tuple[Path, Path]) -> None
     assert built == checkpoint
 
 
+def test_a_device_that_is_not_there_is_seen_before_work(folders: tuple[Path, Path]) -> None:
+    assert open_scorer(folders[1], "built", "cpu").label == "q0f32"
+    for opening in (open_scorer, open_answerer):
+        with pytest.raises(UserError, match="no library for cuda"):
+            opening(folders[1], "built", "cuda")
+
+
 def test_a_window_must_fit_into_both_models(folders: tuple[Path, Path], tmp_path: Path) -> None:
     checkpoint, built = folders
     text = tmp_path / "text.txt"
