@@ -38,6 +38,7 @@ from mlcawq.build.verify import (
     verify_full,
     verify_sampled,
 )
+from mlcawq.build.vulkan_target import check_type
 from mlcawq.build.weight_plan import plan_parameters
 from mlcawq.checkpoint.config import ModelConfig, read_config
 from mlcawq.checkpoint.source import require_tokenizer
@@ -244,6 +245,7 @@ def _quantization(
             "leave it out; it is for AWQ checkpoints",
         )
     check_layout(kind.weight_layout, device)
+    check_type(request.target, kind.name)
     return kind
 
 
@@ -294,6 +296,7 @@ def compile_folder(
         collect(lambda: check_folder(out.parent if out is not None else folder))
     if config is not None and resolved is not None:
         collect(lambda: check_layout(config.weight_layout, target_device(resolved)))
+        collect(lambda: check_type(target, config.quantization))
     raise_all(problems)
     assert config is not None
     assert resolved is not None

@@ -1,7 +1,8 @@
 """TVM's target for GPUs that are reached through Vulkan.
 
 Where the installed TVM has a Vulkan backend of its own, that is used. Otherwise code is generated
-as WGSL (TVM's kind webgpu), for our device over wgpu-native (`mlcawq.engine.wgpu`).
+as WGSL (TVM's kind webgpu), for our device over wgpu-native (`mlcawq.engine.wgpu`). That code stays
+within the limits that WebGPU guarantees, and so runs on every GPU that has its type of activations.
 """
 
 from __future__ import annotations
@@ -13,27 +14,40 @@ from mlcawq.errors import UserError
 if TYPE_CHECKING:
     from mlcawq.graph._tvm import Target
 
-_PORTABLE = "portable"
+PORTABLE = "vulkan:portable"
 # Host code calls kernels and nothing else: any machine of this kind may run it.
 _HOST = {"kind": "llvm"}
 
 
 def vulkan_target(name: str) -> Target:
     """`vulkan`: for the GPU of this machine, or for any where there is none; `vulkan:portable`:
-    for any, within the limits that WebGPU guarantees.
+    for any, whatever is here.
 
     Raises UserError for anything else after the colon.
     """
-    rest = name.partition(":")[2]
-    if rest not in ("", _PORTABLE):
+    if name not in ("vulkan", PORTABLE):
         raise UserError.one(
             f"target {name} is not known",
             "--target",
             "use vulkan (this machine's GPU) or vulkan:portable (any GPU)",
         )
     if _has_own_vulkan():
-        return _target(_own_attributes(portable=rest == _PORTABLE), name)
-    return _target({"kind": "webgpu", **({} if rest == _PORTABLE else _present_limits())}, name)
+        return _target(_own_attributes(portable=name == PORTABLE), name)
+    return _target({"kind": "webgpu"}, name)
+
+
+def check_type(name: str, quantization: str) -> None:
+    """Raises UserError where `--target vulkan` means a GPU that lacks the type of activations."""
+    from mlcawq.engine.devices import Device, find_device
+
+    device = find_device("vulkan") if name == "vulkan" else None
+    if isinstance(device, Device) and (refusal := device.refusal({}, quantization)):
+        raise UserError.one(
+            f"the library would not run on this machine: {refusal}",
+            "--target vulkan",
+            f"use --quantization {quantization.replace('f16', 'f32')}, or --target {PORTABLE} to "
+            "build for another GPU",
+        )
 
 
 def vulkan_target_from_json(given: dict[str, Any], text: str) -> Target:
@@ -76,7 +90,3 @@ def _own_attributes(*, portable: bool) -> dict[str, Any]:
         return {"kind": "vulkan", "from_device": 0}
     has = ("float16", "int8", "int16", "8bit_buffer", "16bit_buffer")
     return {"kind": "vulkan", **{f"supports_{feature}": True for feature in has}}
-
-
-def _present_limits() -> dict[str, Any]:
-    return {}

@@ -79,7 +79,7 @@ class Device:
             if threads > most:
                 return f"it has workgroups of {threads} threads, and {self.name} allows {most}"
             if "f16" in quantization and not self.limits.shader_f16:
-                return f"it computes in float16 ({quantization}), which {self.name} does not have"
+                return f"{quantization} computes in float16, which {self.name} does not have"
         if self.kind == "cuda" and arch:
             capability = str(self.tvm.compute_version)
             major, minor = map(int, capability.split("."))

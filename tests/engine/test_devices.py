@@ -8,36 +8,14 @@ from types import SimpleNamespace
 
 import psutil
 import pytest
+from made_up_gpu import GPU
 
 from mlcawq.engine import devices
 from mlcawq.engine.artifact import BuiltFolder
 from mlcawq.engine.conversation import Conversation
 from mlcawq.engine.devices import Device, Missing, choose_device, find_device
-from mlcawq.engine.wgpu import Limits
 from mlcawq.errors import UserError
 
-GPU = Limits(
-    name="Some GPU",
-    driver="1.2",
-    backend="vulkan",
-    device_type="discrete",
-    vendor_id=1,
-    device_id=2,
-    shader_f16=True,
-    subgroups=False,
-    subgroup_min_size=0,
-    subgroup_max_size=0,
-    max_storage_buffer_binding_size=2**27,
-    max_buffer_size=2**28,
-    max_compute_workgroup_storage_size=16384,
-    max_compute_invocations_per_workgroup=256,
-    max_compute_workgroup_size_x=256,
-    max_compute_workgroup_size_y=256,
-    max_compute_workgroup_size_z=64,
-    max_compute_workgroups_per_dimension=65535,
-    max_storage_buffers_per_shader_stage=8,
-    min_storage_buffer_offset_alignment=256,
-)
 LAVAPIPE = dataclasses.replace(GPU, device_type="software")
 
 
@@ -133,7 +111,7 @@ def test_what_is_missing_here_has_a_reason() -> None:
             dataclasses.replace(VULKAN, limits=dataclasses.replace(GPU, shader_f16=False)),
             {"kind": "webgpu"},
             "q0f16",
-            "computes in float16",
+            "q0f16 computes in float16",
         ),
         (
             dataclasses.replace(VULKAN, limits=dataclasses.replace(GPU, shader_f16=False)),
