@@ -29,23 +29,26 @@ _RETURNED = {"void": "void", "uint32": "unsigned", "uint64": "unsigned long long
 class DeviceFunction:
     """A C++ device function, callable in TVMScript.
 
-    parameters and body are C++; return_type is TVM's name of the type.
+    parameters and body are C++; return_type is TVM's name of the type. declarations go before it.
+    A portable body has no PTX and is not hidden where MLCAWQ_EMULATED is defined.
     """
 
     name: str
     parameters: str
     body: str
     return_type: str = "void"
+    declarations: str = ""
+    portable: bool = False
 
     @property
     def source(self) -> str:
         """The definition as it goes into the generated source."""
         returned = _RETURNED[self.return_type]
-        return (
-            f"#ifndef MLCAWQ_EMULATED\n"
-            f"__forceinline__ __device__ {returned} {self.name}({self.parameters}) {{\n"
-            f"{self.body.strip(chr(10))}\n}}\n#endif\n"
+        text = (
+            f"{self.declarations}__forceinline__ __device__ {returned} "
+            f"{self.name}({self.parameters}) {{\n{self.body.strip(chr(10))}\n}}\n"
         )
+        return text if self.portable else f"#ifndef MLCAWQ_EMULATED\n{text}#endif\n"
 
     def __call__(self, *arguments: Any) -> Any:
         return T.cuda.func_call(
