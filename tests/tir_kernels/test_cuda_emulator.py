@@ -8,8 +8,10 @@ import secrets
 import numpy as np
 import pytest
 
-from tests.tir_kernels.cuda_emulator import run_source
+from tests.tir_kernels.cuda_emulator import run_source, why_not
 from tir_kernels.cuda import device
+
+pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 REVERSE = """
 extern "C" __global__ void __launch_bounds__(64) reverse(float* x, float* y) {
@@ -130,16 +132,13 @@ extern "C" __global__ void peek(float* y) {
     ],
 )
 def test_accesses_outside_of_memory_are_errors(statement: str, message: str) -> None:
-    source = (
-        """
+    source = """
 extern "C" __global__ void wild(float* x, int n) {
   __shared__ float tile[4];
   extern __shared__ __align__(16) float dynamic[];
-  %s
+  STATEMENT
 }
-"""
-        % statement
-    )
+""".replace("STATEMENT", statement)
     with pytest.raises(RuntimeError, match=message):
         run_source(source, "wild", (1,), (1,), ramp(66), 1 << 22, dynamic_shared=64)
 

@@ -1,25 +1,34 @@
 """CUDA kernels on the CPU: the very source that TVM generates, compiled by g++.
 
-`install_emulated_cuda` gives TVM a CUDA device and CUDA modules that need no GPU; after it,
-`tvm.compile` for a CUDA target gives modules that run, host code included. Every CUDA thread is a
-fiber; the threads of a block run in random order between the points where they wait for each
-other, shared memory starts as NaN, asynchronous copies land at the wait that covers them, and
-accesses beyond allocations and unordered accesses to shared memory end the launch with an error
-(include/ and src/ say how).
+Within `emulated_cuda` (or after `install_emulated_cuda`), TVM has a CUDA device and CUDA modules
+that need no GPU: `tvm.compile` for a CUDA target gives modules that run, host code included, and
+so do the virtual machine and its CUDA graphs. `emulate` is the short way for one kernel.
+
+Every CUDA thread is a fiber; the threads of a block run in random order between the points where
+they wait for each other, shared memory starts as NaN, asynchronous copies land at the wait that
+covers them, and accesses beyond allocations and unordered accesses to shared memory end the launch
+with an error (include/ and src/ say how). Not emulated: blocks that wait for each other, since
+they run one after the other, and everything that only time shows.
 """
 
 from tests.tir_kernels.cuda_emulator.device import (
     EmulatedKernel,
     emulate,
+    emulated_cuda,
     install_emulated_cuda,
     load_emulated,
+    remove_emulated_cuda,
     run_source,
+    why_not,
 )
 
 __all__ = [
     "EmulatedKernel",
     "emulate",
+    "emulated_cuda",
     "install_emulated_cuda",
     "load_emulated",
+    "remove_emulated_cuda",
     "run_source",
+    "why_not",
 ]

@@ -6,6 +6,7 @@ import fcntl
 import functools
 import hashlib
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -29,20 +30,28 @@ def cache_folder() -> Path:
 
 
 @functools.cache
-def compiler() -> str:
-    """The path of g++. Raises RuntimeError where there is none."""
-    found = shutil.which("g++")
-    if found is None:
-        raise RuntimeError("the CUDA emulator compiles with g++, which is not on PATH")
-    return found
+def why_not() -> str | None:
+    """What this machine lacks for compiling device code, or None."""
+    if platform.machine() != "x86_64" or not {"avx2", "fma", "f16c"} <= set(_cpu_flags().split()):
+        return "it takes an x86-64 processor with AVX2, FMA and F16C"
+    if shutil.which("g++") is None:
+        return "it takes g++ 12 or newer, which is not on PATH"
+    version = subprocess.run(["g++", "-dumpversion"], capture_output=True, text=True).stdout
+    if int(version.split(".")[0]) < 12:
+        return f"it takes g++ 12 or newer, and this one is {version.strip()}"
+    return None
+
+
+def _cpu_flags() -> str:
+    flags = re.search(r"^flags.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    return flags.group() if flags else ""
 
 
 @functools.cache
 def _environment_key() -> str:
     """What an object depends on besides its source and options: the compiler and the processor."""
-    version = subprocess.run([compiler(), "--version"], capture_output=True, text=True).stdout
-    flags = re.search(r"^flags.*$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    return version + (flags.group() if flags else "")
+    version = subprocess.run(["g++", "--version"], capture_output=True, text=True).stdout
+    return version + _cpu_flags()
 
 
 @functools.cache
@@ -92,7 +101,7 @@ def build(
 
 
 def _run(name: str, arguments: Sequence[str]) -> None:
-    done = subprocess.run([compiler(), *arguments], capture_output=True, text=True)
+    done = subprocess.run(["g++", *arguments], capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"g++ cannot compile {name}:\n{done.stderr[:8000]}")
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import re
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,16 @@ import tvm_ffi
 from tests.tir_kernels.cuda_emulator import compiling, sources
 from tir_kernels._tvm import IRModule, PrimFunc, Target, tvm
 
-# -O1: most kernels run for a second or two at most, and compiling is most of the time.
+# What TVM looks for by name. The emulator's library has each with "cuda_emulator." in front.
+_NAMES = (
+    "device_api.cuda",
+    "device_api.cuda_host",
+    "ffi.Module.create.cuda",
+    "ffi.Module.load_from_bytes.cuda",
+    "vm.builtin.cuda_graph.run_or_capture",
+    "vm.builtin.cuda_graph.get_cached_alloc",
+)
+# -O1: a kernel runs for a second or two at most, and compiling it is most of the time.
 _KERNEL_OPTIONS = (
     "-O1",
     "-fno-exceptions",
@@ -28,115 +40,105 @@ _KERNEL_OPTIONS = (
     "-include",
     "cuda_emulator.h",
 )
+_state = {"installed": 0}
 
 
-@functools.cache
-def _runtime() -> Path:
-    """The emulator's own library."""
-    folder = Path(tvm.__file__).parent
-    ffi_lib = Path(tvm_ffi.libinfo.find_libtvm_ffi())
-    options = [
-        "-O2",
-        "-fno-strict-aliasing",
-        f"-I{compiling.ROOT / 'src'}",
-        f"-I{folder / 'include'}",
-        f"-I{folder / 'src'}",
-        f"-I{tvm_ffi.libinfo.find_include_path()}",
-        f"-I{tvm_ffi.libinfo.find_dlpack_include_path()}",
-    ]
-    link_options = [
-        f"-L{folder / 'lib'}",
-        "-ltvm_runtime",
-        f"-L{ffi_lib.parent}",
-        "-ltvm_ffi",
-        f"-Wl,-rpath,{folder / 'lib'}:{ffi_lib.parent}",
-    ]
-    paths = sorted((compiling.ROOT / "src").glob("*.cpp"))
-    texts = [path.read_text() for path in sorted((compiling.ROOT / "src").glob("*.h"))]
-    key = f"{tvm.__version__} {tvm_ffi.__version__} {compiling.headers_key()} {texts}"
-    return compiling.build("cuda_emulator", paths, options, link_options, key=key)
-
-
-def _build_kernel(source: str, name: str, capability: int) -> str:
-    options = [*_KERNEL_OPTIONS, f"-D__CUDA_ARCH__={10 * capability}"]
-    text = sources.kernel_source(source, name)
-    return str(compiling.build(name, [text], options, key=compiling.headers_key()))
-
-
-@functools.cache
-def _install() -> None:
-    if tvm_ffi.get_global_func("device_api.cuda", allow_missing=True) is not None:
-        raise RuntimeError("TVM has a real CUDA device in this process")
-    tvm_ffi.register_global_func("cuda_emulator.build_kernel", _build_kernel)
-    # Global: kernels find the emulator's functions in it.
-    import ctypes
-
-    ctypes.CDLL(str(_runtime()), mode=ctypes.RTLD_GLOBAL)
+def why_not() -> str | None:
+    """Why this process cannot emulate CUDA, or None where it can."""
+    if not _state["installed"] and _function("device_api.cuda") is not None:
+        return "TVM has a real CUDA device in this process"
+    return compiling.why_not()
 
 
 def install_emulated_cuda(arch: str = "sm_80", seed: int | None = None) -> int:
-    """Make tvm.cuda(0) an emulated device of compute capability `arch`; returns the seed.
+    """Make tvm.cuda(0) an emulated device of architecture `arch`; returns the seed.
 
-    The seed decides the order of threads and blocks from here on; it is random unless given. May
-    be called again, with another arch. Raises RuntimeError where TVM already has a CUDA device or
-    g++ is missing.
+    The seed decides the order of blocks and threads from here on; it is random unless given. May
+    be called again with another arch. It stays until `remove_emulated_cuda`; where that is easily
+    forgotten, use `emulated_cuda`. Raises RuntimeError where `why_not` has a reason.
     """
-    _install()
-    number = re.fullmatch(r"sm_(\d+)a?", arch)
-    if number is None:
-        raise ValueError(f"arch {arch!r} is not of the form sm_80")
-    tvm_ffi.get_global_func("cuda_emulator.set_capability")(int(number[1]))
-    seed = secrets.randbits(32) if seed is None else seed
-    tvm_ffi.get_global_func("cuda_emulator.seed")(seed)
+    reason = why_not()
+    if reason is not None:
+        raise RuntimeError(f"CUDA cannot be emulated: {reason}")
+    _load()
+    for name in _NAMES:
+        if _function(name) is None:
+            tvm_ffi.register_global_func(name, _own(name))
+    _state["installed"] = 1
+    seed = secrets.randbits(63) if seed is None else seed
+    _own("set_capability")(_capability(arch))
+    _own("seed")(seed)
     return seed
 
 
-def load_emulated(executable: Any) -> Any:
-    """A module compiled before the emulator was installed, or elsewhere, made to run on it.
+def remove_emulated_cuda() -> None:
+    """Make tvm.cuda(0) not exist again; what was compiled stays callable."""
+    if _state["installed"]:
+        for name in _NAMES:
+            tvm_ffi.registry.remove_global_func(name)
+        _own("forget_graphs")()
+        _own("set_capability")(0)
+        _state["installed"] = 0
 
-    executable: what tvm.compile returned, or its module. Its CUDA part must be source.
+
+@contextmanager
+def emulated_cuda(arch: str = "sm_80", seed: int | None = None) -> Iterator[int]:
+    """`install_emulated_cuda` for a with statement; as it was before afterwards."""
+    before = _state["installed"]
+    try:
+        yield install_emulated_cuda(arch, seed)
+    finally:
+        if not before:
+            remove_emulated_cuda()
+
+
+def load_emulated(executable: Any) -> Any:
+    """A module whose CUDA part is still source, whoever compiled it, made to run on the emulator.
+
+    executable: what tvm.compile returned, or its module; it is changed and returned.
     """
-    install_emulated_cuda()
-    module = getattr(executable, "mod", executable)
-    load = tvm_ffi.get_global_func("ffi.Module.load_from_bytes.cuda")
-    imports = [load(m.save_to_bytes()) if m.kind == "cuda" else m for m in module.imports]
-    module.clear_imports()
-    for imported in imports:
-        module.import_module(imported)
+    _load()
+    _own("emulate_imports")(getattr(executable, "mod", executable))
     return executable
 
 
 class EmulatedKernel:
-    """A compiled function; called with numpy arrays, it fills the outputs among them in place."""
+    """A compiled function; called with numpy arrays, it fills the outputs among them in place.
 
-    def __init__(self, function: PrimFunc | IRModule, target: Target | None = None) -> None:
+    seed: what decides the order of threads, for messages.
+    """
+
+    def __init__(
+        self,
+        function: PrimFunc | IRModule,
+        target: Target | None = None,
+        seed: int | None = None,
+    ) -> None:
         target = target or Target({"kind": "cuda", "arch": "sm_80"}, host={"kind": "llvm"})
-        self.seed = install_emulated_cuda(str(target.attrs["arch"]))
+        self.arch = str(target.attrs["arch"])
         module = function
         if isinstance(function, PrimFunc):
             module = IRModule({"main": function.with_attr("global_symbol", "main")})
-        with target:
+        with emulated_cuda(self.arch, seed) as self.seed, target:
             self.executable = tvm.compile(module, target=target)
 
     @property
     def source(self) -> str:
         """The CUDA source that runs."""
-        return self.executable.mod.imports[0].inspect_source()
+        return str(self.executable.mod.imports[0].inspect_source())
 
     def __call__(self, *arguments: Any, name: str = "main") -> None:
-        tensors = [
-            tvm.runtime.tensor(a, tvm.cuda(0)) if isinstance(a, np.ndarray) else a
-            for a in arguments
-        ]
-        self.executable[name](*tensors)
-        for given, tensor in zip(arguments, tensors, strict=True):
-            if isinstance(given, np.ndarray):
-                given[...] = tensor.numpy()
+        with emulated_cuda(self.arch, self.seed):
+            tensors = _to_device(arguments)
+            self.executable[name](*tensors)
+            _from_device(arguments, tensors)
 
 
-def emulate(function: PrimFunc | IRModule, target: Target | None = None) -> EmulatedKernel:
-    """Compile a scheduled PrimFunc for CUDA and run it on the emulator when it is called."""
-    return EmulatedKernel(function, target)
+def emulate(
+    function: PrimFunc | IRModule, target: Target | None = None, seed: int | None = None
+) -> EmulatedKernel:
+    """Compile a scheduled PrimFunc for CUDA; the emulator runs it when it is called."""
+    return EmulatedKernel(function, target, seed)
 
 
 def run_source(
@@ -146,17 +148,71 @@ def run_source(
     block: tuple[int, ...],
     *arguments: Any,
     dynamic_shared: int = 0,
-    capability: int = 80,
+    arch: str = "sm_80",
+    seed: int | None = None,
 ) -> None:
-    """Launch a kernel of a CUDA source on numpy arrays (copied back) and 32-bit integers."""
-    install_emulated_cuda(f"sm_{capability}")
-    tensors = [
-        tvm.runtime.tensor(a, tvm.cuda(0)) if isinstance(a, np.ndarray) else a for a in arguments
-    ]
-    sizes = [*grid, *[1] * (3 - len(grid)), *block, *[1] * (3 - len(block))]
-    library = _build_kernel(source, name, capability)
-    launch = tvm_ffi.get_global_func("cuda_emulator.launch")
-    launch(library, name, *sizes, dynamic_shared, *tensors)
+    """Launch a kernel of a CUDA source on numpy arrays, filled in place, and 32-bit integers."""
+    with emulated_cuda(arch, seed):
+        tensors = _to_device(arguments)
+        sizes = [*grid, *[1] * (3 - len(grid)), *block, *[1] * (3 - len(block))]
+        library = _build_kernel(source, name, _capability(arch))
+        _own("launch")(library, name, *sizes, dynamic_shared, *tensors)
+        _from_device(arguments, tensors)
+
+
+def _to_device(arguments: tuple[Any, ...]) -> list[Any]:
+    device = tvm.cuda(0)
+    return [tvm.runtime.tensor(a, device) if isinstance(a, np.ndarray) else a for a in arguments]
+
+
+def _from_device(arguments: tuple[Any, ...], tensors: list[Any]) -> None:
     for given, tensor in zip(arguments, tensors, strict=True):
         if isinstance(given, np.ndarray):
             given[...] = tensor.numpy()
+
+
+def _function(name: str) -> Any:
+    return tvm_ffi.get_global_func(name, allow_missing=True)
+
+
+def _own(name: str) -> Any:
+    return tvm_ffi.get_global_func(f"cuda_emulator.{name}")
+
+
+def _capability(arch: str) -> int:
+    number = re.fullmatch(r"sm_(\d+)a?", arch)
+    if number is None:
+        raise ValueError(f"arch {arch!r} is not of the form sm_80")
+    return int(number[1])
+
+
+@functools.cache
+def _load() -> None:
+    tvm_ffi.register_global_func("cuda_emulator.build_kernel", _build_kernel)
+    # Global: the kernels find the emulator's functions in it.
+    ctypes.CDLL(str(_build_runtime()), mode=ctypes.RTLD_GLOBAL)
+
+
+def _build_runtime() -> Path:
+    """The emulator's own library."""
+    folder, tvm_folder = compiling.ROOT / "src", Path(tvm.__file__).parent
+    libraries = (tvm_folder / "lib", Path(tvm_ffi.libinfo.find_libtvm_ffi()).parent)
+    includes = (
+        folder,
+        tvm_folder / "include",
+        tvm_ffi.libinfo.find_include_path(),
+        tvm_ffi.libinfo.find_dlpack_include_path(),
+    )
+    options = ["-O2", "-fno-strict-aliasing", *(f"-I{path}" for path in includes)]
+    link_options = [f"-L{path}" for path in libraries]
+    link_options += ["-ltvm_runtime", "-ltvm_ffi", *(f"-Wl,-rpath,{path}" for path in libraries)]
+    headers = [path.read_text() for path in sorted(folder.glob("*.h"))]
+    key = f"{tvm.__version__} {tvm_ffi.__version__} {compiling.headers_key()} {headers}"
+    paths = sorted(folder.glob("*.cpp"))
+    return compiling.build("cuda_emulator", paths, options, link_options, key=key)
+
+
+def _build_kernel(source: str, name: str, capability: int) -> str:
+    options = [*_KERNEL_OPTIONS, f"-D__CUDA_ARCH__={10 * capability}"]
+    text = sources.kernel_source(source, name)
+    return str(compiling.build(name, [text], options, key=compiling.headers_key()))

@@ -202,10 +202,7 @@ uint32_t random_below(uint32_t limit) {
   return static_cast<uint32_t>((random_state * 0x2545f4914f6cdd1dull >> 32) * limit >> 32);
 }
 
-void seed(uint64_t value) {
-  // Zero is the one state that xorshift never leaves.
-  random_state = value ^ 0x9e3779b97f4a7c15 ? value ^ 0x9e3779b97f4a7c15 : 1;
-}
+void seed(uint64_t value) { random_state = value ? value : 1; }  // xorshift never leaves zero
 
 Index thread_index() { return current->index; }
 Index block_index() { return block_position; }
@@ -329,6 +326,7 @@ void run(const Launch& requested) {
   static_shared_begin = requested.static_shared_begin;
   static_shared_end = requested.static_shared_end;
   error.clear();
+  uint64_t first_state = random_state;
   std::vector<uint32_t> order(static_cast<size_t>(grid.x) * grid.y * grid.z);
   std::iota(order.begin(), order.end(), 0u);
   for (uint32_t i = static_cast<uint32_t>(order.size()); i > 1; --i) {
@@ -336,7 +334,9 @@ void run(const Launch& requested) {
   }
   for (uint32_t n : order) {
     run_block({n % grid.x, n / grid.x % grid.y, n / (grid.x * grid.y)});
-    if (!error.empty()) throw std::runtime_error(error);
+    if (!error.empty()) {
+      throw std::runtime_error(error + " (seed of this launch: " + std::to_string(first_state) + ")");
+    }
   }
 }
 

@@ -16,6 +16,7 @@
 #include <utility>
 #include <vector>
 
+#include "cuda_graph.h"
 #include "function_info.h"
 #include "memory.h"
 #include "scheduler.h"
@@ -26,8 +27,8 @@ namespace runtime = tvm::runtime;
 
 namespace {
 
-// The compute capability that the device claims, as 10 * major + minor.
-int capability = 80;
+// The compute capability that the device claims, as 10 * major + minor; 0: there is no device.
+int capability = 0;
 
 size_t shared_memory_limit() {
   switch (capability) {
@@ -44,7 +45,7 @@ class EmulatedDevice final : public runtime::DeviceAPI {
 
   void GetAttr(tvm::Device device, runtime::DeviceAttrKind kind, ffi::Any* result) final {
     switch (kind) {
-      case runtime::kExist: *result = device.device_id == 0; return;
+      case runtime::kExist: *result = capability > 0 && device.device_id == 0; return;
       case runtime::kMaxThreadsPerBlock: *result = kMaxThreads; return;
       case runtime::kWarpSize: *result = kWarpSize; return;
       case runtime::kMaxSharedMemoryPerBlock: *result = 48 << 10; return;
@@ -64,12 +65,15 @@ class EmulatedDevice final : public runtime::DeviceAPI {
   }
 
   void* AllocDataSpace(tvm::Device, size_t bytes, size_t, DLDataType) final {
+    refuse_during_capture("memory is allocated");
     return allocate(bytes);
   }
 
   void FreeDataSpace(tvm::Device, void* address) final { release(address); }
 
-  void StreamSync(tvm::Device, TVMStreamHandle) final {}
+  void StreamSync(tvm::Device, TVMStreamHandle) final {
+    refuse_during_capture("the host waits for the device");
+  }
 
   bool SupportsDevicePointerArithmeticsOnHost() final { return true; }
 
@@ -83,7 +87,13 @@ class EmulatedDevice final : public runtime::DeviceAPI {
         (device_to.device_type == kDLCUDA && !is_allocated(target, bytes))) {
       TVM_FFI_THROW(RuntimeError) << "copy of " << bytes << " bytes beyond an allocation";
     }
-    std::memcpy(target, source, bytes);
+    if (!is_capturing()) {
+      std::memcpy(target, source, bytes);
+    } else {
+      bool on_device = device_from.device_type == kDLCUDA && device_to.device_type == kDLCUDA;
+      if (!on_device) refuse_during_capture("memory is copied between host and device");
+      record([=] { std::memcpy(target, source, bytes); });
+    }
   }
 };
 
@@ -150,13 +160,14 @@ class LaunchLayout {
 
   void launch(const Kernel& kernel, const std::string& name, ffi::PackedArgs packed) const {
     auto values = reinterpret_cast<const TVMFFIAny*>(packed.data());
-    std::vector<void*> arguments(is_float32_.size());
-    std::vector<float> floats(is_float32_.size());
+    std::vector<int64_t> arguments(is_float32_.size());
     for (size_t i = 0; i < arguments.size(); ++i) {
-      floats[i] = static_cast<float>(values[i].v_float64);
-      // A 32-bit integer is the lower half of the 64 bits that hold it.
-      arguments[i] = is_float32_[i] ? static_cast<void*>(&floats[i])
-                                    : const_cast<int64_t*>(&values[i].v_int64);
+      // A 32-bit integer is the lower half of the 64 bits that hold it; a float is not.
+      arguments[i] = values[i].v_int64;
+      if (is_float32_[i]) {
+        auto narrow = static_cast<float>(values[i].v_float64);
+        std::memcpy(&arguments[i], &narrow, sizeof narrow);
+      }
     }
     // An extent of zero (a symbolic shape that is empty) counts as one, as in TVM's CUDA runtime.
     int64_t extents[kDynamicShared + 1] = {1, 1, 1, 1, 1, 1, 0};
@@ -164,14 +175,26 @@ class LaunchLayout {
       int64_t value = values[arguments.size() + i].v_int64;
       if (value > 0) extents[axes_[i]] = value;
     }
-    auto index = [&](int i) {
-      return Index{static_cast<unsigned>(extents[i]), static_cast<unsigned>(extents[i + 1]),
-                   static_cast<unsigned>(extents[i + 2])};
+    Index grid = index(extents), block = index(extents + 3);
+    auto shared = static_cast<size_t>(extents[kDynamicShared]);
+    auto start = [kernel, name, grid, block, shared, arguments]() mutable {
+      std::vector<void*> pointers;
+      for (int64_t& argument : arguments) pointers.push_back(&argument);
+      launch_kernel(kernel, name, grid, block, shared, pointers.data());
     };
-    launch_kernel(kernel, name, index(0), index(3), extents[kDynamicShared], arguments.data());
+    if (is_capturing()) {
+      record(start);
+    } else {
+      start();
+    }
   }
 
  private:
+  static Index index(const int64_t* extents) {
+    return {static_cast<unsigned>(extents[0]), static_cast<unsigned>(extents[1]),
+            static_cast<unsigned>(extents[2])};
+  }
+
   static constexpr int kDynamicShared = 6;
   std::vector<bool> is_float32_;
   std::vector<int> axes_;
@@ -244,6 +267,22 @@ ffi::Module create_from_source(ffi::Bytes code, ffi::String format,
   return create_module({format, std::string(code.data(), code.size()), functions});
 }
 
+// Puts emulated modules in the place of those CUDA modules that keep source for another machine.
+void emulate_imports(const ffi::Module& module) {
+  std::vector<ffi::Module> imports;
+  for (const ffi::Any& any : module->imports()) {
+    auto imported = any.cast<ffi::Module>();
+    if (std::strcmp(imported->kind(), "cuda") == 0) {
+      imported = load_module(imported->SaveToBytes());
+    } else {
+      emulate_imports(imported);
+    }
+    imports.push_back(imported);
+  }
+  module->ClearImports();
+  for (const ffi::Module& imported : imports) module->ImportModule(imported);
+}
+
 // For kernels written by hand: (library, name, grid[3], block[3], dynamic bytes, arguments...),
 // the arguments being tensors on the device and 32-bit integers.
 void launch_library(ffi::PackedArgs arguments, ffi::Any*) {
@@ -272,10 +311,11 @@ TVM_FFI_STATIC_INIT_BLOCK() {
     *result = static_cast<void*>(static_cast<runtime::DeviceAPI*>(&device));
   };
   refl::GlobalDef()
-      .def_packed("device_api.cuda", get)
-      .def_packed("device_api.cuda_host", get)
-      .def("ffi.Module.create.cuda", create_from_source)
-      .def("ffi.Module.load_from_bytes.cuda", load_module)
+      .def_packed("cuda_emulator.device_api.cuda", get)
+      .def_packed("cuda_emulator.device_api.cuda_host", get)
+      .def("cuda_emulator.ffi.Module.create.cuda", create_from_source)
+      .def("cuda_emulator.ffi.Module.load_from_bytes.cuda", load_module)
+      .def("cuda_emulator.emulate_imports", emulate_imports)
       .def_packed("cuda_emulator.launch", launch_library)
       .def("cuda_emulator.seed", [](int64_t value) { seed(static_cast<uint64_t>(value)); })
       .def("cuda_emulator.set_capability", [](int value) { capability = value; });
