@@ -79,6 +79,12 @@ def _dependencies() -> _Dependencies:
     wgpu = importlib.util.find_spec("wgpu")
     resources = Path(wgpu.origin).parent / "resources" if wgpu and wgpu.origin else None
     native = sorted(resources.glob("libwgpu_native*")) if resources else []
+    if resources is None and sys.version_info < (3, 11):
+        raise UserError.one(
+            "the Vulkan runtime needs the Python package wgpu, whose release does not install on "
+            f"Python {sys.version_info[0]}.{sys.version_info[1]}",
+            fix="use Python 3.11 or newer",
+        )
     if resources is None or not native or not (resources / "webgpu.h").exists():
         raise UserError.one(
             "the Vulkan runtime needs the Python package wgpu, which is "
