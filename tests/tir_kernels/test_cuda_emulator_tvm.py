@@ -10,7 +10,14 @@ import pytest
 import tvm
 from tvm import relax
 
-from tests.tir_kernels.cuda_emulator import emulate, emulated_cuda, load_emulated, why_not
+from tests.tir_kernels.cuda_emulator import (
+    Launch,
+    emulate,
+    emulated_cuda,
+    load_emulated,
+    planned_launches,
+    why_not,
+)
 from tir_kernels._tvm import PrimFunc, T, Target
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -65,6 +72,15 @@ def test_host_code_chooses_the_kernel() -> None:
         out = np.full(m, np.nan, np.float32)
         kernel(x, out)
         np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-4, err_msg=f"seed {seed}")
+
+
+def test_planned_launches_are_not_made() -> None:
+    kernel = emulate(row_sums(), TARGET)
+    out = np.full(5, np.nan, np.float32)
+    with planned_launches() as launches:
+        kernel(random_rows(5)[0], out)
+    assert launches == [Launch("main_kernel", (5, 1, 1), (64, 1, 1), 256)]
+    assert np.isnan(out).all()
 
 
 def test_host_code_checks_its_arguments() -> None:

@@ -13,10 +13,12 @@ they run one after the other, and everything that only time shows.
 
 from tests.tir_kernels.cuda_emulator.device import (
     EmulatedKernel,
+    Launch,
     emulate,
     emulated_cuda,
     install_emulated_cuda,
     load_emulated,
+    planned_launches,
     remove_emulated_cuda,
     run_source,
     why_not,
@@ -24,10 +26,12 @@ from tests.tir_kernels.cuda_emulator.device import (
 
 __all__ = [
     "EmulatedKernel",
+    "Launch",
     "emulate",
     "emulated_cuda",
     "install_emulated_cuda",
     "load_emulated",
+    "planned_launches",
     "remove_emulated_cuda",
     "run_source",
     "why_not",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,35 @@ def emulated_cuda(arch: str = "sm_80", seed: int | None = None) -> Iterator[int]
     finally:
         if not before:
             remove_emulated_cuda()
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel's launch; dynamic_shared in bytes."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    dynamic_shared: int
+
+    @property
+    def threads(self) -> int:
+        """Threads in a block."""
+        return math.prod(self.block)
+
+
+@contextmanager
+def planned_launches() -> Iterator[list[Launch]]:
+    """Inside, host code runs and launches nothing; afterwards the list has what it would launch."""
+    launches: list[Launch] = []
+    _load()
+    _own("start_planning")()
+    try:
+        yield launches
+    finally:
+        for name, *sizes in _own("stop_planning")():
+            x, y, z, *block, shared = (int(size) for size in sizes)
+            launches.append(Launch(str(name), (x, y, z), (block[0], block[1], block[2]), shared))
 
 
 def load_emulated(executable: Any) -> Any:

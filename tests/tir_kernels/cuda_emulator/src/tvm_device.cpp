@@ -2,6 +2,7 @@
 // compiled from their source by the Python side and run by the scheduler.
 #include <dlfcn.h>
 #include <tvm/ffi/cast.h>
+#include <tvm/ffi/container/array.h>
 #include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/extra/module.h>
 #include <tvm/ffi/function.h>
@@ -11,6 +12,7 @@
 #include <cstring>
 #include <map>
 #include <mutex>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -134,6 +136,10 @@ void launch_kernel(const Kernel& kernel, const std::string& name, Index grid, In
   }
 }
 
+// Where launches are planned and not made, what they would be: (name, grid x, y, z, block x, y, z,
+// bytes of dynamic shared memory).
+std::optional<ffi::Array<ffi::Array<ffi::Any>>> planned;
+
 // Where a launch finds what in the arguments that TVM's host code passes: those of the kernel, then
 // extents of thread axes, then the size of the dynamic shared memory.
 class LaunchLayout {
@@ -158,7 +164,9 @@ class LaunchLayout {
     }
   }
 
-  void launch(const Kernel& kernel, const std::string& name, ffi::PackedArgs packed) const {
+  // `load` finds the kernel once it is needed.
+  template <typename Load>
+  void launch(Load load, const std::string& name, ffi::PackedArgs packed) const {
     auto values = reinterpret_cast<const TVMFFIAny*>(packed.data());
     std::vector<int64_t> arguments(is_float32_.size());
     for (size_t i = 0; i < arguments.size(); ++i) {
@@ -175,9 +183,14 @@ class LaunchLayout {
       int64_t value = values[arguments.size() + i].v_int64;
       if (value > 0) extents[axes_[i]] = value;
     }
+    if (planned) {
+      ffi::Array<ffi::Any> launch{ffi::String(name)};
+      for (int64_t extent : extents) launch.push_back(extent);
+      return planned->push_back(launch);
+    }
     Index grid = index(extents), block = index(extents + 3);
     auto shared = static_cast<size_t>(extents[kDynamicShared]);
-    auto start = [kernel, name, grid, block, shared, arguments]() mutable {
+    auto start = [kernel = load(), name, grid, block, shared, arguments]() mutable {
       std::vector<void*> pointers;
       for (int64_t& argument : arguments) pointers.push_back(&argument);
       launch_kernel(kernel, name, grid, block, shared, pointers.data());
@@ -217,7 +230,7 @@ class EmulatedModule final : public ffi::ModuleObj {
     LaunchLayout layout(found.value());
     return ffi::Function::FromPacked(
         [self, layout, name = std::string(name)](ffi::PackedArgs arguments, ffi::Any*) {
-          layout.launch(self->kernel(name), name, arguments);
+          layout.launch([&] { return self->kernel(name); }, name, arguments);
         });
   }
 
@@ -315,6 +328,12 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def_packed("cuda_emulator.device_api.cuda_host", get)
       .def("cuda_emulator.ffi.Module.create.cuda", create_from_source)
       .def("cuda_emulator.ffi.Module.load_from_bytes.cuda", load_module)
+      .def("cuda_emulator.start_planning", [] { planned.emplace(); })
+      .def("cuda_emulator.stop_planning", [] {
+        auto launches = planned.value();
+        planned.reset();
+        return launches;
+      })
       .def("cuda_emulator.emulate_imports", emulate_imports)
       .def_packed("cuda_emulator.launch", launch_library)
       .def("cuda_emulator.seed", [](int64_t value) { seed(static_cast<uint64_t>(value)); })
