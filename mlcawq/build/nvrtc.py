@@ -42,6 +42,13 @@ class Nvrtc:
 
     def compile(self, source: str, arch: str, options: Sequence[str]) -> tuple[bytes, str]:
         """CUDA C++ -> (cubin, log). Raises NvrtcError with the log when it does not compile."""
+        cubin, _ptx, log = self.compile_with_ptx(source, arch, options)
+        return cubin, log
+
+    def compile_with_ptx(
+        self, source: str, arch: str, options: Sequence[str]
+    ) -> tuple[bytes, str, str]:
+        """As `compile`, with the PTX that the machine code was made from: (cubin, PTX, log)."""
         arguments = [f"--gpu-architecture={arch}", *options]
         arguments += [f"--include-path={folder}" for folder in self._includes]
         encoded = (ctypes.c_char_p * len(arguments))(*(text.encode() for text in arguments))
@@ -57,7 +64,8 @@ class Nvrtc:
             if status == _COMPILATION_FAILED:
                 raise NvrtcError(log)
             self._check(status)
-            return self._read("CUBIN", program), log
+            ptx = self._read("PTX", program).rstrip(b"\0").decode()
+            return self._read("CUBIN", program), ptx, log
         finally:
             self._library.nvrtcDestroyProgram(ctypes.byref(program))
 
