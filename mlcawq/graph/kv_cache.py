@@ -7,7 +7,7 @@ from typing import Any
 from mlcawq.checkpoint.config import ModelConfig
 from mlcawq.graph._tvm import IRModule, PrimFunc, RopeMode, Target, relax, tirx, tvm_kernels
 from mlcawq.graph.rope import inverse_frequencies
-from mlcawq.graph.settings import PAGE_SIZE, Quantization
+from mlcawq.graph.settings import Quantization
 from tir_kernels.dispatch import kernels_for
 
 
@@ -49,6 +49,21 @@ def add_kv_cache_creation(
         for name, size in zip(names, sizes, strict=True)
     ]
     layers = config.num_hidden_layers
+    # Speculative decoding with trees of tokens is what MLC's engine does on CPUs; TVM's kernels for
+    # it on GPUs take more shared memory than WebGPU promises, and none of ours walks a tree.
+    if target.kind.name == "llvm":
+        # TVM 0.26's own list for CPUs has these two the other way round.
+        tree_attention = [
+            tir(
+                tvm_kernels.tree_attn_with_paged_kv_cache_cpu(kv_heads, q_heads, d, dtype, {}),
+                "attention_tree_paged",
+            ),
+            tir(tvm_kernels.tree_attn_cpu(kv_heads, q_heads, d, dtype, {}), "attention_tree"),
+        ]
+        compact = tvm_kernels._compact_kv_copy_cpu(kv_heads, d, dtype)
+    else:
+        tree_attention = [relax.Tuple([]), relax.Tuple([])]
+        compact = kernels.move_slots(target, kv_heads, d, dtype)
     with bb.function("create_tir_paged_kv_cache", params=params):
         arguments = [
             relax.ShapeExpr(sizes),
@@ -71,26 +86,15 @@ def add_kv_cache_creation(
             tir(kernels.attention_decode_paged(target, *sizes_of, dtype), "attention_decode"),
             relax.Tuple([]),  # prefill and decode in a sliding window
             relax.Tuple([]),
-            # TVM 0.26's own list for CPUs has these two the other way round.
-            tir(
-                tvm_kernels.tree_attn_with_paged_kv_cache_cpu(kv_heads, q_heads, d, dtype, {}),
-                "attention_tree_paged",
-            ),
-            tir(tvm_kernels.tree_attn_cpu(kv_heads, q_heads, d, dtype, {}), "attention_tree"),
+            *tree_attention,
             relax.Tuple([]),  # latent attention
             relax.Tuple([kernel(kernels.merge_state(target, q_heads, d, dtype), "merge_state")]),
             kernel(
                 kernels.split_rotary(target, q_heads, kv_heads, d, dtype, scale), "split_rotary"
             ),
-            kernel(
-                tvm_kernels._copy_single_page_cpu(kv_heads, PAGE_SIZE, d, dtype),
-                "kv_cache_copy_page",
-            ),
-            kernel(
-                tvm_kernels._kv_cache_debug_get_kv(layers, kv_heads, d, dtype),
-                "kv_cache_debug_get_kv",
-            ),
-            kernel(tvm_kernels._compact_kv_copy_cpu(kv_heads, d, dtype), "kv_cache_compact"),
+            kernel(kernels.copy_page(target, kv_heads, d, dtype), "kv_cache_copy_page"),
+            kernel(kernels.read_slots(target, layers, kv_heads, d, dtype), "kv_cache_debug_get_kv"),
+            kernel(compact, "kv_cache_compact"),
         ]
         cache = relax.call_pure_packed(
             "vm.builtin.paged_attention_kv_cache_create", *arguments, ty_args=relax.AnyType()

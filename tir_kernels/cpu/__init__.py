@@ -1,7 +1,6 @@
 """Kernels for LLVM targets: vectors of the host's width, threads of TVM's pool, fp32 sums."""
 
 from tir_kernels.cpu.attention import (
-    append_to_pages,
     attention_decode_paged,
     attention_prefill_paged,
     attention_prefill_ragged,
@@ -15,6 +14,7 @@ from tir_kernels.cpu.logits import (
     apply_penalty_inplace,
     softmax_with_temperature,
 )
+from tir_kernels.cpu.pages import append_to_pages, copy_page, read_slots
 from tir_kernels.cpu.rotary import split_rotary
 from tir_kernels.cpu.rows import last_row, take_rows
 from tir_kernels.cpu.w4a16 import w4a16_linear
@@ -28,10 +28,12 @@ __all__ = [
     "attention_decode_paged",
     "attention_prefill_paged",
     "attention_prefill_ragged",
+    "copy_page",
     "dense_linear",
     "last_row",
     "merge_state",
     "qk_norm",
+    "read_slots",
     "rms_norm",
     "silu_multiply",
     "softmax_with_temperature",

@@ -14,10 +14,10 @@ import math
 from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.cpu.fast_math import exp2
 from tir_kernels.cpu.matmul import micro_kernel
+from tir_kernels.cpu.pages import PAGE
 from tir_kernels.cpu.tiling import largest_divisor, tiling_of
 from tir_kernels.memo import memoized
 
-PAGE = 16  # tokens in a page of the cache
 TILE = 64  # keys that are scored together
 ROWS = 96  # rows of a block: queries times the heads that share a key head
 _NOTHING = -5e4  # the running maximum before any key, as in TVM's own kernels
@@ -283,42 +283,6 @@ def merge_state(target: Target, heads: int, head_dim: int, dtype: str) -> PrimFu
                 lse[r, h] = largest + T.log2(weights[2])
 
     return merge
-
-
-@memoized
-def append_to_pages(target: Target, kv_heads: int, head_dim: int, dtype: str) -> PrimFunc:
-    """(pages, k [n, kv_heads, d], v, positions int32 [n]): write row i into slot positions[i].
-
-    Slots count through pages, PAGE to a page; -1 leaves a row out.
-    """
-    d = head_dim
-
-    @T.prim_func(private=True, s_tir=True)
-    def append(
-        pages_handle: T.handle, k_handle: T.handle, v_handle: T.handle, positions_handle: T.handle
-    ):
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
-        n = T.int64()
-        num_pages = T.int64()
-        pages_at = T.int64()
-        positions_at = T.int64()
-        pages = T.match_buffer(
-            pages_handle, (num_pages, 2, kv_heads, PAGE, d), dtype, elem_offset=pages_at
-        )
-        k = T.match_buffer(k_handle, (n, kv_heads, d), dtype)
-        v = T.match_buffer(v_handle, (n, kv_heads, d), dtype)
-        positions = T.match_buffer(positions_handle, (n,), "int32", elem_offset=positions_at)
-        for i in range(n):
-            if positions[i] != -1:
-                page: T.let[T.int32] = positions[i] // PAGE
-                slot: T.let[T.int32] = positions[i] % PAGE
-                for h in range(kv_heads):
-                    for j in T.vectorized(d):
-                        pages[page, 0, h, slot, j] = k[i, h, j]
-                    for j in T.vectorized(d):
-                        pages[page, 1, h, slot, j] = v[i, h, j]
-
-    return append
 
 
 def _in_rows(x, first, head):
