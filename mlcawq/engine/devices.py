@@ -13,7 +13,7 @@ import tvm_ffi
 
 from mlcawq.engine import wgpu
 from mlcawq.engine.artifact import DEVICE_ALIASES, DEVICES, BuiltFolder
-from mlcawq.engine.cuda_arch import runs_on
+from mlcawq.engine.cuda_arch import arch_for, runs_on
 from mlcawq.engine.cuda_runtime import load_cuda_runtime
 from mlcawq.engine.wgpu import Limits
 from mlcawq.errors import Problem, UserError
@@ -81,11 +81,21 @@ class Device:
             if "f16" in quantization and not self.limits.shader_f16:
                 return f"{quantization} computes in float16, which {self.name} does not have"
         if self.kind == "cuda" and arch:
-            capability = str(self.tvm.compute_version)
-            major, minor = map(int, capability.split("."))
+            major, minor = self._capability
             if not runs_on(arch, (major, minor)):
                 return f"it was compiled for {arch}, and {self.name} is sm_{major}{minor}"
         return ""
+
+    @property
+    def target(self) -> str:
+        """What --target compiles for it."""
+        arch = arch_for(self._capability) if self.kind == "cuda" else None
+        return self.kind if arch is None else f"{self.kind}:{arch.name}"
+
+    @property
+    def _capability(self) -> tuple[int, int]:
+        major, minor = str(self.tvm.compute_version).split(".")
+        return int(major), int(minor)
 
 
 @dataclass(frozen=True)
@@ -185,6 +195,31 @@ def choose_device(built: BuiltFolder, asked: str) -> tuple[Device, Path]:
             f"mend one of these, or run `mlcawq compile {built.path} --target cpu`",
         ),
     )
+
+
+def fitting_device(
+    built: BuiltFolder, device: Device, asked: str, metadata: Mapping[str, Any]
+) -> Device:
+    """`device` when it runs the library that has this metadata; else, where the user has named no
+    number, the first of its kind that does. Raises UserError when there is none.
+    """
+    target = metadata.get("target") or {}
+    quantization = str(metadata.get("quantization"))
+    refusal, other = device.refusal(target, quantization), device
+    while refusal and ":" not in asked:
+        found = find_device(device.kind, other.index + 1)
+        if isinstance(found, Missing):
+            break
+        if not found.refusal(target, quantization):
+            return found
+        other = found
+    if refusal:
+        raise UserError.one(
+            f"the library cannot run on {device.name}: {refusal}",
+            str(built.libraries[device.kind]),
+            f"run `mlcawq compile {built.path} --target {device.target}`",
+        )
+    return device
 
 
 def _has_api(kind: str) -> bool:

@@ -16,7 +16,7 @@ import tvm
 import tvm_ffi
 
 from mlcawq.engine.artifact import BuiltFolder, check_library
-from mlcawq.engine.devices import Device, choose_device
+from mlcawq.engine.devices import Device, choose_device, fitting_device
 from mlcawq.engine.weights import load_weights
 from mlcawq.errors import UserError
 
@@ -58,15 +58,9 @@ class ModelRuntime:
         self.device, self.library = choose_device(built, device)
         self._vm = _load_library(self.library, self.device)
         self.metadata: dict[str, Any] = json.loads(str(self._vm["_metadata"]()))
-        refusal = self.device.refusal(
-            self.metadata.get("target") or {}, str(self.metadata.get("quantization"))
-        )
-        if refusal:
-            raise UserError.one(
-                f"the library cannot run on {self.device.name}: {refusal}",
-                str(self.library),
-                f"run `mlcawq compile {built.path} --target {self.device.kind}` on this machine",
-            )
+        fitting = fitting_device(built, self.device, device, self.metadata)
+        if fitting != self.device:
+            self.device, self._vm = fitting, _load_library(self.library, fitting)
         check_library(built, self.metadata, self.library)
         self.vocab_size = built.vocab_size
         self.prefill_chunk_size = int(self.metadata["prefill_chunk_size"])
