@@ -35,6 +35,7 @@ constexpr uint16_t kSeveralOfWarp = 0x8000, kSeveral = 0xffff;
 
 struct History {
   Stamp write, read;
+  uint64_t written_at;  // by the clock of events
 };
 
 History dynamic_history[kMaxDynamicShared];
@@ -64,18 +65,25 @@ Stamp merge_readers(const Stamp& before, const Thread& now) {
 
 void check_shared(History* history, size_t offset, size_t bytes, Access access) {
   const Thread& self = *current;
+  uint64_t now = ++events;
   for (size_t i = offset; i < offset + bytes; ++i) {
     History& byte = history[i];
     if (!is_ordered(byte.write, self)) {
       fail("race in shared memory: byte %zu is %s by this thread and was written by another since the last barrier", i,
            access == Access::kWrite ? "written" : "read");
     }
-    if (access != Access::kRead && !is_ordered(byte.read, self)) {
+    bool reads = access == Access::kRead || access == Access::kAsyncRead;
+    if (access == Access::kAsyncRead && byte.write.block_epoch >= block.first_epoch &&
+        byte.written_at > block.threads[byte.write.thread].proxy_fence) {
+      fail("byte %zu of shared memory is read by wgmma; who wrote it made no fence.proxy.async", i);
+    }
+    if (!reads && !is_ordered(byte.read, self)) {
       fail("race in shared memory: byte %zu is written by this thread and was read by another since the last barrier", i);
     }
-    if (access == Access::kRead) {
+    if (reads) {
       byte.read = merge_readers(byte.read, self);
     } else if (access == Access::kWrite) {
+      byte.written_at = now;
       byte.write = {block.epoch, block.warps[self.warp].epoch, static_cast<uint16_t>(self.number)};
     }
   }
@@ -88,7 +96,9 @@ bool is_in_library(const char* address, size_t bytes) {
   return false;
 }
 
-const char* verb(Access access) { return access == Access::kRead ? "read" : "write"; }
+const char* verb(Access access) { 
+  return access == Access::kRead || access == Access::kAsyncRead ? "read" : "write";
+}
 
 }  // namespace
 

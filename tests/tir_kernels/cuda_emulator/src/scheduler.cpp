@@ -14,6 +14,7 @@ namespace emulator {
 
 Block block;
 Thread* current;
+uint64_t events;
 size_t dynamic_shared_bytes;
 char *static_shared_begin, *static_shared_end;
 alignas(1024) char dynamic_shared_memory[kMaxDynamicShared];
@@ -158,7 +159,8 @@ void start_block() {
   block.warpgroups.assign((block.warps.size() + 3) / 4, {});
   block.at_barrier = block.exited = 0;
   block.votes = {0, 1, 0};
-  block.epoch = ++epochs;
+  block.epoch = block.first_epoch = ++epochs;
+  ++block.number;
   for (size_t w = 0; w < block.warps.size(); ++w) {
     int lanes = std::min(kWarpSize, count - static_cast<int>(w) * kWarpSize);
     Warp& warp = block.warps[w];
@@ -177,6 +179,9 @@ void start_block() {
     thread.warp = i / kWarpSize;
     thread.uncommitted.clear();
     thread.groups.clear();
+    thread.wgmma_fenced = false;
+    thread.wgmma_groups.clear();
+    thread.proxy_fence = 0;
     prepare(thread);
     make_runnable(thread);
   }
@@ -314,6 +319,8 @@ void warp_barrier(unsigned mask) {
     ++block.warps[current->warp].epoch;
   });
 }
+
+void proxy_fence() { current->proxy_fence = ++events; }
 
 void run(const Launch& requested) {
   std::lock_guard<std::mutex> lock(one_launch_at_a_time);

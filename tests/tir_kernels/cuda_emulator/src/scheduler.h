@@ -36,6 +36,9 @@ struct Thread {
   int predicate;
   std::vector<AsyncCopy> uncommitted;
   std::deque<std::vector<AsyncCopy>> groups;
+  bool wgmma_fenced;
+  std::vector<size_t> wgmma_groups;  // after how many products of the warpgroup each group ends
+  uint64_t proxy_fence;              // when the thread's last fence.proxy.async was
 };
 
 // A collective operation that some of its threads have reached.
@@ -60,6 +63,8 @@ struct Block {
   int at_barrier, exited;
   Votes votes;
   uint32_t epoch;  // unique: counts the block barriers of all launches
+  uint32_t first_epoch;
+  uint64_t number;  // unique
 };
 
 struct Launch {
@@ -73,6 +78,7 @@ struct Launch {
 
 extern Block block;
 extern Thread* current;
+extern uint64_t events;  // a clock for what happens to shared memory
 extern size_t dynamic_shared_bytes;
 extern char *static_shared_begin, *static_shared_end;
 extern char dynamic_shared_memory[];

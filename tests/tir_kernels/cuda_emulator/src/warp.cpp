@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "scheduler.h"
+#include "tensor_core.h"
 
 namespace emulator {
 
@@ -59,12 +60,7 @@ struct MmaOperands {
 };
 
 float element(Element type, uint32_t word, int half) {
-  auto bits = static_cast<uint16_t>(word >> (16 * half));
-  if (type == Element::kHalf) return _cvtsh_ss(bits);
-  uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  std::memcpy(&value, &wide, 4);
-  return value;
+  return to_float(type, static_cast<uint16_t>(word >> (16 * half)));
 }
 
 // D = A B + C for a tile of 16 x 8, with g = lane / 4 and t = lane % 4:

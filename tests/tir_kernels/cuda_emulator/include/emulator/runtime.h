@@ -48,7 +48,7 @@ unsigned ballot(unsigned mask, bool predicate);
 void* dynamic_shared();
 
 // Checks an access that the compiler did not instrument.
-enum class Access { kRead, kWrite, kAtomic };
+enum class Access { kRead, kWrite, kAtomic, kAsyncRead };
 void check_access(const void* address, size_t bytes, Access access);
 
 // cp.async: what is copied lands at the wait that covers it, and the destination is poison until
@@ -63,5 +63,17 @@ enum class Element { kHalf, kBfloat16 };
 void mma_m16n8k16(Element type, float* d, const uint32_t* a, const uint32_t* b, const float* c);
 void mma_m16n8k8(Element type, float* d, const uint32_t* a, const uint32_t* b, const float* c);
 void load_matrix(int matrices, bool transposed, uint32_t* registers, const void* row);
+
+
+// Hopper's products of a warpgroup, m64nNk16: a is four registers as for mma_m16n8k16, each warp
+// having 16 rows, or a matrix descriptor; b is a descriptor, K-major as well; d has n / 2 sums.
+// Addresses in descriptors count from the start of dynamic shared memory.
+void wgmma(Element type, int n, float* d, const uint32_t* a, uint64_t b, bool accumulate);
+void wgmma(Element type, int n, float* d, uint64_t a, uint64_t b, bool accumulate);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(int groups_left);
+// fence.proxy.async: hands what this thread wrote to shared memory to wgmma.
+void proxy_fence();
 
 }  // namespace emulator
