@@ -1,5 +1,13 @@
 """TVM's `webgpu` device over wgpu-native: Vulkan (Metal, DX12) for TVM builds that have none."""
 
-from mlcawq.engine.wgpu.loader import Limits, adapters, limits, load, statistics
+from mlcawq.engine.wgpu.loader import (
+    WINDOW_BIT,
+    Limits,
+    adapters,
+    limits,
+    load,
+    statistics,
+    window,
+)
 
-__all__ = ["Limits", "adapters", "limits", "load", "statistics"]
+__all__ = ["WINDOW_BIT", "Limits", "adapters", "limits", "load", "statistics", "window"]

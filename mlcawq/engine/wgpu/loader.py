@@ -15,12 +15,15 @@ import ctypes.util
 import json
 import sys
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 from mlcawq.engine.runtime_only import import_tvm_runtime
 from mlcawq.engine.wgpu.native import built_library
 from mlcawq.errors import UserError
+
+WINDOW_BIT = 1 << 62  # in a device address; see `window`
 
 _lock = threading.Lock()
 _library: ctypes.CDLL | None = None
@@ -67,7 +70,11 @@ def adapters() -> tuple[Limits, ...]:
     Raises UserError when the runtime cannot be compiled or a setting names no GPU.
     """
     names = {field.name for field in fields(Limits)}
-    found = json.loads(str(_function("mlcawq.wgpu.adapters")()))
+    query = _function("mlcawq.wgpu.adapters")
+    try:
+        found = json.loads(str(query()))
+    except ValueError as error:  # a setting that means nothing on this machine
+        raise UserError.one(str(error)) from error
     return tuple(Limits(**{k: v for k, v in one.items() if k in names}) for one in found)
 
 
@@ -82,6 +89,22 @@ def limits(device: int = 0) -> Limits:
 def statistics(device: int = 0) -> dict[str, int]:
     """Memory (allocated_bytes, allocations, reserved_bytes) and work (dispatches, submissions)."""
     return {str(k): int(v) for k, v in _function("mlcawq.wgpu.statistics")(device).items()}
+
+
+def window(
+    tensor: Any, shape: Sequence[int], dtype: str | None = None, byte_offset: int = 0
+) -> Any:
+    """A part of a tensor that kernels may take although the whole is larger than one binding.
+
+    A kernel sees of it, and of what lies behind it in the same allocation, at most
+    `max_storage_buffer_binding_size` bytes; byte_offset is a multiple of
+    `min_storage_buffer_offset_alignment`. The tensor stays alive with the window. Host code
+    compiled by TVM marks a pointer as a window by adding WINDOW_BIT to it.
+    """
+    import tvm_ffi
+
+    make = _function("mlcawq.wgpu.window")
+    return make(tensor, tvm_ffi.Shape(list(shape)), dtype or tensor.dtype, byte_offset)
 
 
 def no_adapter() -> UserError:
@@ -111,12 +134,4 @@ def _function(name: str) -> Any:
             _library = ctypes.CDLL(str(built_library()))
     import tvm_ffi
 
-    function = tvm_ffi.get_global_func(name)
-
-    def call(*args: Any) -> Any:
-        try:
-            return function(*args)
-        except ValueError as error:  # a setting or an index that means nothing on this machine
-            raise UserError.one(str(error)) from error
-
-    return call
+    return tvm_ffi.get_global_func(name)

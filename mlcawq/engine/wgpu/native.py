@@ -145,13 +145,12 @@ def _cache_folder() -> Path:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Held by one process at a time; not at all where the file system knows no locks."""
-    from tvm_ffi.utils import FileLock
+    """Held by one process at a time; where locks are unknown, all of them compile, and one wins."""
+    with path.open("w") as file:
+        with contextlib.suppress(ImportError, OSError):
+            import fcntl
 
-    lock = FileLock(str(path))
-    with contextlib.ExitStack() as held:
-        with contextlib.suppress(OSError, RuntimeError):
-            held.enter_context(lock)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

@@ -16,10 +16,20 @@ struct Context {
   // The device that the calling thread has chosen for its kernels.
   static int& Current();
 
-  std::mutex mutex;
+  // Runs `work` alone. Throws when it throws, and when the GPU was lost.
+  template <typename Work>
+  void Do(Work&& work) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    gpu.CheckAlive();
+    work();
+  }
+
   Gpu gpu;
   Memory memory;
   Stream stream;
+
+ private:
+  std::mutex mutex_;
 };
 
 }  // namespace mlcawq

@@ -1,4 +1,5 @@
 // TVM's view of the GPU: tensors, copies, attributes.
+#include <tvm/ffi/container/tensor.h>
 #include <tvm/ffi/extra/json.h>
 #include <tvm/ffi/function.h>
 #include <tvm/ffi/reflection/registry.h>
@@ -9,6 +10,7 @@
 #include <memory>
 
 #include "context.h"
+#include "vulkan_memory.h"
 
 namespace mlcawq {
 
@@ -53,22 +55,26 @@ class WgpuDeviceAPI final : public DeviceAPI {
 
   void* AllocDataSpace(DLDevice device, size_t nbytes, size_t, DLDataType) final {
     Context& context = Context::Get(device.device_id);
-    std::lock_guard<std::mutex> lock(context.mutex);
-    if (context.memory.Congested()) context.stream.Flush();
-    return reinterpret_cast<void*>(
-        context.memory.Allocate(nbytes, [&] { context.stream.Wait(); }));
+    uint64_t address = 0;
+    context.Do([&] {
+      if (context.memory.Congested()) context.stream.Flush();
+      address = context.memory.Allocate(nbytes, [&] { context.stream.Wait(); });
+    });
+    return reinterpret_cast<void*>(address);
   }
 
   void FreeDataSpace(DLDevice device, void* pointer) final {
-    Context& context = Context::Get(device.device_id);
-    std::lock_guard<std::mutex> lock(context.mutex);
-    context.memory.Free(reinterpret_cast<uint64_t>(pointer));
+    // Called by destructors, which must not throw: what a lost GPU held is gone anyway.
+    try {
+      Context& context = Context::Get(device.device_id);
+      context.Do([&] { context.memory.Free(reinterpret_cast<uint64_t>(pointer)); });
+    } catch (const ffi::Error&) {
+    }
   }
 
   void StreamSync(DLDevice device, TVMStreamHandle) final {
     Context& context = Context::Get(device.device_id);
-    std::lock_guard<std::mutex> lock(context.mutex);
-    context.stream.Wait();
+    context.Do([&] { context.stream.Wait(); });
   }
 
   // True of our virtual addresses.
@@ -93,14 +99,15 @@ void WgpuDeviceAPI::CopyDataFromTo(const void* from, size_t from_offset, void* t
     return;
   }
   Context& context = Context::Get((IsGpu(from_device) ? from_device : to_device).device_id);
-  std::lock_guard<std::mutex> lock(context.mutex);
-  if (!IsGpu(from_device)) {
-    context.stream.Upload(source, target, nbytes);
-  } else if (!IsGpu(to_device)) {
-    context.stream.Download(source, target, nbytes);
-  } else {
-    context.stream.Copy(source, target, nbytes);
-  }
+  context.Do([&] {
+    if (!IsGpu(from_device)) {
+      context.stream.Upload(source, target, nbytes);
+    } else if (!IsGpu(to_device)) {
+      context.stream.Download(source, target, nbytes);
+    } else {
+      context.stream.Copy(source, target, nbytes);
+    }
+  });
 }
 
 void WgpuDeviceAPI::GetAttr(DLDevice device, DeviceAttrKind kind, ffi::Any* result) {
@@ -134,6 +141,15 @@ void WgpuDeviceAPI::GetAttr(DLDevice device, DeviceAttrKind kind, ffi::Any* resu
       break;
     case tvm::runtime::kApiVersion:
       *result = static_cast<int64_t>(wgpuGetVersion());
+      break;
+    case tvm::runtime::kTotalGlobalMemory:
+    case tvm::runtime::kAvailableGlobalMemory:
+      if (adapter.backend == WGPUBackendType_Vulkan) {
+        const DeviceMemory memory = QueryVulkanMemory(adapter.vendor_id, adapter.device_id);
+        const bool total = kind == tvm::runtime::kTotalGlobalMemory;
+        const uint64_t bytes = total ? memory.total : memory.available;
+        if (bytes > 0) *result = static_cast<int64_t>(bytes);
+      }
       break;
     default:
       break;  // not known: None
@@ -187,19 +203,40 @@ ffi::String AdaptersAsJson() {
 
 ffi::Map<ffi::String, int64_t> Statistics(int index) {
   Context& context = Context::Get(index);
-  std::lock_guard<std::mutex> lock(context.mutex);
-  const Memory::Usage usage = context.memory.usage();
   ffi::Map<ffi::String, int64_t> map;
-  map.Set("allocated_bytes", static_cast<int64_t>(usage.allocated));
-  map.Set("allocations", static_cast<int64_t>(usage.allocations));
-  map.Set("reserved_bytes", static_cast<int64_t>(usage.reserved));
-  map.Set("dispatches", static_cast<int64_t>(context.stream.dispatches()));
-  map.Set("submissions", static_cast<int64_t>(context.stream.submissions()));
+  context.Do([&] {
+    const Memory::Usage usage = context.memory.usage();
+    map.Set("allocated_bytes", static_cast<int64_t>(usage.allocated));
+    map.Set("allocations", static_cast<int64_t>(usage.allocations));
+    map.Set("reserved_bytes", static_cast<int64_t>(usage.reserved));
+    map.Set("dispatches", static_cast<int64_t>(context.stream.dispatches()));
+    map.Set("submissions", static_cast<int64_t>(context.stream.submissions()));
+  });
   return map;
 }
 
-void* Window(void* pointer) {
-  return reinterpret_cast<void*>(reinterpret_cast<uint64_t>(pointer) | kWindowBit);
+// A part of a tensor as a window: kernels see of it, and of what lies behind it in the same
+// allocation, as much as one binding holds.
+ffi::Tensor Window(const ffi::Tensor& tensor, const ffi::Shape& shape, DLDataType dtype,
+                   int64_t byte_offset) {
+  struct KeepAlive {
+    ffi::Tensor tensor;
+    void AllocData(DLTensor* view, uint64_t address) {
+      view->data = reinterpret_cast<void*>(address);
+    }
+    void FreeData(DLTensor*) {}
+  };
+  const DLTensor* whole = tensor.GetDLTensorPtr();
+  const uint64_t nbytes = ffi::GetDataSize(shape.Product(), dtype);
+  if (!IsGpu(whole->device) || !tensor.IsContiguous() || byte_offset < 0 ||
+      byte_offset + nbytes > ffi::GetDataSize(*whole)) {
+    TVM_FFI_THROW(ValueError) << "a window of " << nbytes << " bytes from byte " << byte_offset
+                              << " on is no part of a contiguous tensor of "
+                              << ffi::GetDataSize(*whole) << " bytes on a webgpu device";
+  }
+  const uint64_t address =
+      (reinterpret_cast<uint64_t>(whole->data) + whole->byte_offset + byte_offset) | kWindowBit;
+  return ffi::Tensor::FromNDAlloc(KeepAlive{tensor}, shape, dtype, whole->device, address);
 }
 
 TVM_FFI_STATIC_INIT_BLOCK() {

@@ -5,6 +5,8 @@
 #include <atomic>
 #include <cstdlib>
 
+#include "wgsl.h"
+
 namespace mlcawq {
 namespace {
 
@@ -25,16 +27,15 @@ WGPUShaderRuntimeChecks RuntimeChecks() {
              : WGPUShaderRuntimeChecks_None;
 }
 
-std::string DeclareAllWritable(std::string wgsl) {
-  const std::string reading = "var<storage, read>";
-  const std::string writing = "var<storage, read_write>";
-  for (size_t at = 0; (at = wgsl.find(reading, at)) != std::string::npos; at += writing.size()) {
-    wgsl.replace(at, reading.size(), writing);
-  }
-  return wgsl;
-}
-
 }  // namespace
+
+Kernel::~Kernel() {
+  for (const Pipeline& pipeline : {exact_, aliased_}) {
+    if (pipeline.handle == nullptr) continue;
+    wgpuComputePipelineRelease(pipeline.handle);
+    wgpuBindGroupLayoutRelease(pipeline.layout);
+  }
+}
 
 const Kernel::Pipeline& Kernel::For(const std::vector<Binding>& bindings) {
   bool aliased = false;
@@ -58,22 +59,34 @@ void Kernel::Compile(Pipeline* pipeline, bool all_writable) {
                                 << "' takes at most "
                                 << gpu_.limits.maxStorageBuffersPerShaderStage;
   }
+  // wgpu leaves this to the driver, and drivers to chance.
+  const uint64_t workgroup_bytes = WorkgroupBytes(source_.wgsl);
+  if (workgroup_bytes > gpu_.limits.maxComputeWorkgroupStorageSize) {
+    TVM_FFI_THROW(RuntimeError) << "the kernel '" << source_.name << "' takes " << workgroup_bytes
+                                << " bytes of workgroup memory, and the GPU '"
+                                << gpu_.adapter.name << "' has "
+                                << gpu_.limits.maxComputeWorkgroupStorageSize;
+  }
   if (!gpu_.adapter.shader_f16 && source_.wgsl.find("enable f16;") != std::string::npos) {
     TVM_FFI_THROW(RuntimeError) << "the kernel '" << source_.name
                                 << "' computes in float16, which the GPU '" << gpu_.adapter.name
                                 << "' cannot; build the model with float32 activations";
   }
 
+  std::vector<bool> writes = source_.writes;
+  if (all_writable) writes.assign(num_buffers, true);
   std::vector<WGPUBindGroupLayoutEntry> entries(num_buffers + 1, WGPU_BIND_GROUP_LAYOUT_ENTRY_INIT);
   for (size_t i = 0; i <= num_buffers; ++i) {
     entries[i].binding = static_cast<uint32_t>(i);
     entries[i].visibility = WGPUShaderStage_Compute;
-    entries[i].buffer.type = all_writable || (i < num_buffers && source_.writes[i])
-                                 ? WGPUBufferBindingType_Storage
-                                 : WGPUBufferBindingType_ReadOnlyStorage;
+    if (i == num_buffers) {
+      entries[i].buffer.type = WGPUBufferBindingType_Uniform;
+      entries[i].buffer.hasDynamicOffset = true;
+    } else {
+      entries[i].buffer.type =
+          writes[i] ? WGPUBufferBindingType_Storage : WGPUBufferBindingType_ReadOnlyStorage;
+    }
   }
-  entries[num_buffers].buffer.type = WGPUBufferBindingType_Uniform;
-  entries[num_buffers].buffer.hasDynamicOffset = true;
   WGPUBindGroupLayoutDescriptor group = WGPU_BIND_GROUP_LAYOUT_DESCRIPTOR_INIT;
   group.entryCount = entries.size();
   group.entries = entries.data();
@@ -83,7 +96,7 @@ void Kernel::Compile(Pipeline* pipeline, bool all_writable) {
   layout.bindGroupLayouts = &group_layout;
   WGPUPipelineLayout pipeline_layout = wgpuDeviceCreatePipelineLayout(gpu_.device, &layout);
 
-  const std::string wgsl = all_writable ? DeclareAllWritable(source_.wgsl) : source_.wgsl;
+  const std::string wgsl = DeclareAccess(source_.wgsl, writes);
   WGPUShaderSourceWGSL code = WGPU_SHADER_SOURCE_WGSL_INIT;
   code.code = View(wgsl);
   WGPUShaderModuleDescriptor shader = WGPU_SHADER_MODULE_DESCRIPTOR_INIT;

@@ -27,12 +27,16 @@ struct Binding {
 
 class Kernel {
  public:
+  // Refers to `source`, which must live as long.
   Kernel(Gpu& gpu, const KernelSource& source) : gpu_(gpu), source_(source) {}
+  ~Kernel();
+  Kernel(const Kernel&) = delete;
+  Kernel& operator=(const Kernel&) = delete;
 
   struct Pipeline {
     WGPUComputePipeline handle = nullptr;
     WGPUBindGroupLayout layout = nullptr;
-    uint64_t id = 0;
+    uint64_t id = 0;  // never used twice
   };
 
   // The pipeline for these bindings, compiled at first use. Throws when it cannot be compiled.

@@ -12,6 +12,7 @@
 
 #include "context.h"
 #include "function_info.h"
+#include "wgsl.h"
 
 namespace mlcawq {
 namespace {
@@ -44,6 +45,7 @@ class LaunchableKernel {
 
   KernelSource source_;
   std::vector<int> buffers_;  // positions among the arguments
+  std::vector<std::string> names_;  // of the buffers in the shader
   std::vector<Scalar> scalars_;
   std::vector<int> axes_;  // of every launch argument: 0..2 a grid axis, -1 something else
   std::unordered_map<int, std::unique_ptr<Kernel>> kernels_;  // by device
@@ -80,6 +82,10 @@ LaunchableKernel::LaunchableKernel(const FunctionInfo& info, const std::string& 
                               << source_.writes.size()
                               << "; the library was compiled by another version of TVM";
   }
+  names_ = BufferNames(source_.wgsl, buffers_.size());
+  // TVM 0.26 declares every buffer as writable, read or not.
+  const std::vector<bool> stored = StoredBuffers(source_.wgsl, buffers_.size());
+  for (size_t i = 0; i < stored.size(); ++i) source_.writes[i] = source_.writes[i] && stored[i];
   source_.uniform_bytes = static_cast<uint32_t>(4 * (scalars_.size() + 1));
 }
 
@@ -95,20 +101,20 @@ Binding LaunchableKernel::Bind(Context& context, size_t buffer, void* pointer) c
   const WGPULimits& limits = context.gpu.limits;
   const uint64_t largest = limits.maxStorageBufferBindingSize / 4 * 4;
   if (place.nbytes > largest && !place.window) {
-    TVM_FFI_THROW(ValueError) << "buffer " << buffer << " of the kernel '" << source_.name
+    TVM_FFI_THROW(ValueError) << "buffer '" << names_[buffer] << "' of the kernel '" << source_.name
                               << "' has " << place.nbytes << " bytes, and the GPU '"
                               << context.gpu.adapter.name << "' shows a kernel at most " << largest
-                              << " of one buffer; split the tensor";
+                              << " of one buffer; hand it over in parts, as windows";
   }
   if (place.offset % limits.minStorageBufferOffsetAlignment != 0) {
-    TVM_FFI_THROW(ValueError) << "buffer " << buffer << " of the kernel '" << source_.name
+    TVM_FFI_THROW(ValueError) << "buffer '" << names_[buffer] << "' of the kernel '" << source_.name
                               << "' starts " << place.offset
                               << " bytes into its allocation, and the GPU '"
                               << context.gpu.adapter.name << "' binds at multiples of "
                               << limits.minStorageBufferOffsetAlignment << " bytes";
   }
   if (place.offset == place.buffer->capacity) {
-    TVM_FFI_THROW(ValueError) << "buffer " << buffer << " of the kernel '" << source_.name
+    TVM_FFI_THROW(ValueError) << "buffer '" << names_[buffer] << "' of the kernel '" << source_.name
                               << "' starts at the end of its allocation";
   }
   return {place.buffer, place.offset, std::min(place.buffer->capacity - place.offset, largest)};
@@ -165,13 +171,14 @@ void LaunchableKernel::Launch(ffi::PackedArgs args) {
   uniforms.push_back(static_cast<uint32_t>(blocks[0] - 1));
 
   Context& context = Context::Get(Context::Current());
-  std::lock_guard<std::mutex> lock(context.mutex);
-  std::vector<Binding> bindings;
-  for (size_t i = 0; i < buffers_.size(); ++i) {
-    bindings.push_back(Bind(context, i, args[buffers_[i]].cast<void*>()));
-  }
-  context.stream.Dispatch(On(context), bindings, uniforms.data(),
-                          Fold(blocks, context.gpu.limits));
+  context.Do([&] {
+    std::vector<Binding> bindings;
+    for (size_t i = 0; i < buffers_.size(); ++i) {
+      bindings.push_back(Bind(context, i, args[buffers_[i]].cast<void*>()));
+    }
+    context.stream.Dispatch(On(context), bindings, uniforms.data(),
+                            Fold(blocks, context.gpu.limits));
+  });
 }
 
 class WgpuModuleNode final : public ffi::ModuleObj {

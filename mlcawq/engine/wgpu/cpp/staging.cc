@@ -39,45 +39,47 @@ Uploads::Chunk* Uploads::Create() {
   }
   auto chunk = std::make_unique<Chunk>();
   chunk->buffer = buffer;
-  chunk->data = static_cast<uint8_t*>(wgpuBufferGetMappedRange(buffer, 0, kChunkBytes));
+  chunk->data = static_cast<uint8_t*>(gpu_.Mapped(buffer, kChunkBytes));
   chunk->used = 0;
   chunk->mapping.state = Mapping::kMapped;
   chunks_.push_back(std::move(chunk));
   return chunks_.back().get();
 }
 
-bool Uploads::Reclaim(Chunk& chunk) {
-  if (chunk.mapping.state != Mapping::kMapped) return false;
-  if (chunk.data == nullptr) {
-    chunk.data = static_cast<uint8_t*>(wgpuBufferGetMappedRange(chunk.buffer, 0, kChunkBytes));
-    chunk.used = 0;
+// A chunk that nothing waits for, or null.
+Uploads::Chunk* Uploads::FindFree() {
+  for (auto& chunk : chunks_) {
+    if (chunk->mapping.state != Mapping::kMapped) continue;
+    if (chunk->data == nullptr) {
+      chunk->data = static_cast<uint8_t*>(gpu_.Mapped(chunk->buffer, kChunkBytes));
+      chunk->used = 0;
+    }
+    if (chunk->used == 0) return chunk.get();
   }
-  return chunk.used == 0;
+  return nullptr;
+}
+
+void Uploads::WaitForOldest() {
+  const Chunk* oldest = nullptr;
+  for (const auto& chunk : chunks_) {
+    if (chunk->mapping.state != Mapping::kPending) continue;
+    if (oldest == nullptr || chunk->submission < oldest->submission) oldest = chunk.get();
+  }
+  if (oldest != nullptr) gpu_.WaitFor(oldest->submission);
 }
 
 Uploads::Slice Uploads::Take(uint64_t nbytes) {
   if (current_ == nullptr || current_->used == kChunkBytes) {
-    current_ = nullptr;
-    Chunk* oldest = nullptr;
-    for (int attempt = 0; attempt < 2 && current_ == nullptr; ++attempt) {
-      if (attempt == 1) {
-        // Memory in flight is bounded: wait for the oldest chunk when all of them are.
-        for (auto& chunk : chunks_) {
-          if (chunk->mapping.state != Mapping::kPending) continue;
-          if (oldest == nullptr || chunk->submission < oldest->submission) oldest = chunk.get();
-        }
-        if (chunks_.size() < kMostChunks || oldest == nullptr) break;
-        gpu_.WaitFor(oldest->submission);
-      } else {
-        gpu_.Poll();
-      }
-      for (auto& chunk : chunks_) {
-        if (current_ == nullptr && Reclaim(*chunk)) current_ = chunk.get();
-      }
+    gpu_.Poll();
+    current_ = FindFree();
+    if (current_ == nullptr && chunks_.size() < kMostChunks) current_ = Create();
+    if (current_ == nullptr) {
+      WaitForOldest();
+      current_ = FindFree();
     }
     if (current_ == nullptr) {
-      if (chunks_.size() == kMostChunks) return {nullptr, 0, nullptr, 0};
-      current_ = Create();
+      gpu_.Check("waiting for staging memory");
+      return {nullptr, 0, nullptr, 0};
     }
   }
   Slice slice;
@@ -127,7 +129,7 @@ WGPUBuffer Readback::Open(Gpu& gpu) {
     buffer_ = buffer;
   }
   // Left over by a readback that an error cut short.
-  if (mapping_.state == Mapping::kPending) wgpuDevicePoll(gpu.device, true, nullptr);
+  if (mapping_.state == Mapping::kPending) gpu.WaitForAll();
   if (mapping_.state == Mapping::kMapped) wgpuBufferUnmap(buffer_);
   mapping_.state = Mapping::kIdle;
   return buffer_;
@@ -141,7 +143,7 @@ void Readback::Finish(Gpu& gpu, WGPUSubmissionIndex submission, uint64_t offset,
     TVM_FFI_THROW(RuntimeError) << "the GPU '" << gpu.adapter.name
                                 << "' did not hand out the memory to read";
   }
-  const void* mapped = wgpuBufferGetConstMappedRange(buffer_, 0, (offset + nbytes + 3) / 4 * 4);
+  const void* mapped = gpu.Mapped(buffer_, (offset + nbytes + 3) / 4 * 4);
   std::memcpy(to, static_cast<const uint8_t*>(mapped) + offset, nbytes);
   wgpuBufferUnmap(buffer_);
   mapping_.state = Mapping::kIdle;

@@ -44,7 +44,8 @@ class Uploads {
     Mapping mapping;
   };
   Chunk* Create();
-  bool Reclaim(Chunk& chunk);
+  Chunk* FindFree();
+  void WaitForOldest();
 
   Gpu& gpu_;
   std::vector<std::unique_ptr<Chunk>> chunks_;

@@ -19,7 +19,7 @@ constexpr uint32_t kLargestBatch = 512;
 // WebGPU copies whole words between word-aligned offsets of two different buffers. This kernel
 // copies the rest: every invocation owns one word of the destination and replaces the bytes of it
 // that are in the range.
-constexpr uint64_t kByteCopyPiece = uint64_t{16} << 20;
+constexpr uint64_t kByteCopyPiece = uint64_t{8} << 20;  // within 65,535 groups
 constexpr uint32_t kByteCopyGroup = 64;
 
 const KernelSource& ByteCopySource() {
@@ -36,10 +36,10 @@ fn byte_copy(@builtin(global_invocation_id) id : vec3<u32>) {
   if (word * 4u >= end) { return; }
   var value = destination[word];
   for (var lane = 0u; lane < 4u; lane++) {
-    let to = word * 4u + lane;
-    if (to >= range.to_byte && to < end) {
-      let from = range.from_byte + (to - range.to_byte);
-      let byte = (source[from / 4u] >> (8u * (from % 4u))) & 255u;
+    let at = word * 4u + lane;
+    if (at >= range.to_byte && at < end) {
+      let origin = range.from_byte + (at - range.to_byte);
+      let byte = (source[origin / 4u] >> (8u * (origin % 4u))) & 255u;
       value = (value & ~(255u << (8u * lane))) | (byte << (8u * lane));
     }
   }
@@ -77,7 +77,7 @@ WGPUCommandEncoder Stream::Encoder() {
 WGPUComputePassEncoder Stream::Pass() {
   if (pass_ == nullptr) {
     pass_ = wgpuCommandEncoderBeginComputePass(Encoder(), nullptr);
-    current_pipeline_ = nullptr;
+    current_pipeline_ = 0;
   }
   return pass_;
 }
@@ -108,9 +108,9 @@ void Stream::Dispatch(Kernel& kernel, const std::vector<Binding>& bindings, cons
   uniforms_.resize(offset + source.uniform_bytes);
   std::memcpy(uniforms_.data() + offset, uniforms, source.uniform_bytes);
   WGPUComputePassEncoder pass = Pass();
-  if (pipeline.handle != current_pipeline_) {
+  if (pipeline.id != current_pipeline_) {
     wgpuComputePassEncoderSetPipeline(pass, pipeline.handle);
-    current_pipeline_ = pipeline.handle;
+    current_pipeline_ = pipeline.id;
   }
   wgpuComputePassEncoderSetBindGroup(pass, 0, group, 1, &offset);
   wgpuComputePassEncoderDispatchWorkgroups(pass, grid.x, grid.y, grid.z);
@@ -141,7 +141,7 @@ void Stream::Flush() {
     wgpuQueueWriteBuffer(gpu_.queue, uniform_buffer_, 0, uniforms_.data(), uniforms_.size());
   }
   uploads_.BeforeSubmit();
-  last_submission_ = wgpuQueueSubmitForIndex(gpu_.queue, 1, &commands);
+  last_submission_ = gpu_.Submit(commands);
   uploads_.AfterSubmit(last_submission_);
   wgpuCommandBufferRelease(commands);
   ++submissions_;
@@ -165,7 +165,7 @@ void Stream::Abandon() {
 
 void Stream::Wait() {
   Flush();
-  wgpuDevicePoll(gpu_.device, true, nullptr);
+  gpu_.WaitForAll();
   batch_ = kFirstBatch;
   gpu_.Check("waiting for it");
 }
@@ -175,8 +175,7 @@ void Stream::Wait() {
 // Memory for the duration of a copy: it is freed at once, and the order of the stream keeps its
 // next owner away until the copy is done.
 uint64_t Stream::Scratch(uint64_t nbytes) {
-  const uint64_t address = memory_.Allocate(nbytes, [this] { Wait(); });
-  return address;
+  return memory_.Allocate(nbytes, [this] { Wait(); });
 }
 
 void Stream::CopyWords(const Buffer& from, uint64_t from_offset, const Buffer& to,
@@ -250,6 +249,10 @@ void Stream::Upload(const void* from, const void* to, uint64_t nbytes) {
   for (uint64_t done = 0; done < nbytes;) {
     Uploads::Slice slice = uploads_.Take(nbytes - done);
     if (slice.data == nullptr) {
+      if (encoder_ == nullptr) {
+        TVM_FFI_THROW(RuntimeError) << "the GPU '" << gpu_.adapter.name
+                                    << "' does not give staging memory back";
+      }
       Flush();
       continue;
     }
@@ -258,6 +261,8 @@ void Stream::Upload(const void* from, const void* to, uint64_t nbytes) {
                                          target.buffer->handle, target.offset + done,
                                          RoundUp(slice.nbytes, 4));
     done += slice.nbytes;
+    // The GPU copies one chunk while the host fills the next.
+    if (done < nbytes) Flush();
   }
 }
 

@@ -55,7 +55,7 @@ class Stream {
 
   WGPUCommandEncoder encoder_ = nullptr;
   WGPUComputePassEncoder pass_ = nullptr;
-  WGPUComputePipeline current_pipeline_ = nullptr;
+  uint64_t current_pipeline_ = 0;
   std::string last_kernel_;
   // The scalars of all recorded dispatches; written to the GPU's copy in one go ahead of them.
   std::vector<uint8_t> uniforms_;
