@@ -75,7 +75,7 @@ def _say(text: str) -> None:
 
 def _contenders(prebuilt: Prebuilt, only: Sequence[str] | None) -> list[Contender]:
     """All of them, ours first."""
-    ours: list[Contender] = [Ours(prebuilt, "tiled", OURS), Ours(prebuilt, "stock", "ours, stock")]
+    ours: list[Contender] = [Ours(prebuilt, "tiled", OURS), Ours(prebuilt, "stock", "stock layout")]
     others: list[Contender] = [TorchHalf(), TorchInt4(), Generic(prebuilt), *PEERS]
     return ours + [other for other in others if only is None or other.name in only]
 

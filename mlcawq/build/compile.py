@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlcawq.build.cuda_compiler import KernelReport
 from mlcawq.build.link import find_tools
 from mlcawq.build.targets import resolve_target, target_device, target_record
 from mlcawq.checkpoint.config import ModelConfig
@@ -18,11 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Library:
-    """path: the file; metadata: what its `_metadata` returns; target: TVM's JSON of it."""
+    """path: the file; metadata: what its `_metadata` returns; target: TVM's JSON of it; kernels:
+    what the assembler says of each CUDA kernel in it.
+    """
 
     path: Path
     metadata: dict[str, Any]
     target: str
+    kernels: tuple[KernelReport, ...] = ()
 
 
 def compile_model(
@@ -60,5 +64,5 @@ def compile_model(
     with tools.generating():
         executable = compile_module(module, settings, resolved, metadata)
     say("link")
-    tools.link(executable, Path(out_lib))
-    return Library(Path(out_lib), metadata, str(resolved))
+    kernels = tools.link(executable, Path(out_lib))
+    return Library(Path(out_lib), metadata, str(resolved), kernels)

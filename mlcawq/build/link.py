@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlcawq.build.cuda_compiler import CudaCompiler, find_cuda_compiler
+from mlcawq.build.cuda_compiler import CudaCompiler, KernelReport, find_cuda_compiler
 from mlcawq.build.cuda_library import export_cuda_library, keeping_cuda_source
 from mlcawq.checkpoint.writing import scratch_folder
 from mlcawq.errors import Problem, UserError
@@ -31,17 +31,18 @@ class Tools:
         """In what TVM is to generate code that `link` takes."""
         return nullcontext() if self.cuda is None else keeping_cuda_source()
 
-    def link(self, executable: Any, path: Path) -> None:
+    def link(self, executable: Any, path: Path) -> tuple[KernelReport, ...]:
         """Write TVM's executable as the shared library `path`, whole or not at all.
 
-        Raises UserError where a compiler fails.
+        Returns what the assembler says of each CUDA kernel in it. Raises UserError where a
+        compiler fails.
         """
         folder = scratch_folder(path.parent, f".{path.name}.")
         try:
             # TVM picks the linker's mode from the suffix.
             partial = folder / path.name
             try:
-                self._export(executable, partial)
+                kernels = self._export(executable, partial)
             except RuntimeError as error:
                 lines = str(error).strip().splitlines()
                 raise UserError.one(
@@ -50,15 +51,17 @@ class Tools:
                     "check that this compiler can link a shared library, or set CXX to another",
                 ) from error
             os.replace(partial, path)
+            return kernels
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _export(self, executable: Any, path: Path) -> None:
+    def _export(self, executable: Any, path: Path) -> tuple[KernelReport, ...]:
         if self.cuda is None:
             executable.export_library(str(path), cc=self.cxx)
-        else:
-            compiler, arch = self.cuda
-            export_cuda_library(executable.mod, path, arch, compiler, self.cxx)
+            return ()
+        compiler, arch = self.cuda
+        cubins = export_cuda_library(executable.mod, path, arch, compiler, self.cxx)
+        return tuple(kernel for cubin in cubins for kernel in cubin.kernels)
 
 
 def find_tools(target: Target) -> Tools:

@@ -81,7 +81,7 @@ class Model:
     def forward(self, name: str, tokens: torch.Tensor) -> torch.Tensor:
         """Append tokens to the one sequence. Returns the last one's logits, on the GPU."""
         _builtin("kv_state_begin_forward")(
-            self._cache, tvm_ffi.Shape([0]), tvm_ffi.Shape([len(tokens)])
+            self._cache, tvm_ffi.Shape([0]), tvm_ffi.Shape([tokens.shape[0]])
         )
         hidden = self._call("embed", tvm_ffi.from_dlpack(tokens), self._params)
         hidden = _builtin("reshape")(hidden, tvm_ffi.Shape([1, *hidden.shape]))
