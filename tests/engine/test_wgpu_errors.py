@@ -170,6 +170,8 @@ Function vkGetInstanceProcAddr(void* instance, const char* name) {
 
 LOSE = """
 import os, sys
+from mlcawq.engine.runtime_only import import_tvm_runtime
+import_tvm_runtime()
 from test_wgpu_errors import FILL, call, module
 import numpy as np, tvm
 from mlcawq.engine import wgpu
@@ -210,5 +212,5 @@ def test_a_lost_device_is_an_exception_and_no_end(tmp_path: Path, where: str) ->
     command = [compiler, "-shared", "-fPIC", "-o", str(shim), str(tmp_path / "loader.c"), "-ldl"]
     subprocess.run(command, check=True)
     environment = {"LD_LIBRARY_PATH": str(tmp_path), "REAL_VULKAN": paths[0]}
-    environment |= {"RUST_BACKTRACE": "0", "TVM_USE_RUNTIME_LIB": "1"}
+    environment["RUST_BACKTRACE"] = "0"
     assert output(run_python(LOSE, where, **environment)) == "goes on\n"
