@@ -1,0 +1,155 @@
+"""What CUDA's compiler makes of every kernel: no spills, no local memory, wide loads.
+
+Without a GPU this is as far as a kernel can be seen; that it computes the right thing, the emulator
+says.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+
+import tir_kernels.cuda
+from mlcawq.build.nvrtc import find_nvrtc
+from tests.tir_kernels.cuda_emulator import Launch, why_not
+from tests.tir_kernels.machine_code import (
+    REGISTERS,
+    SHARED_LIMIT,
+    STATIC_SHARED_LIMIT,
+    CompiledModule,
+    KernelCode,
+    compile_source,
+)
+from tests.tir_kernels.ptx import read_ptx
+from tir_kernels._tvm import PrimFunc, Target
+
+_missing = why_not() or (None if find_nvrtc()[0] else find_nvrtc()[1])
+pytestmark = pytest.mark.skipif(_missing is not None, reason=str(_missing))
+
+ARCHS = (
+    "sm_80",
+    "sm_90",
+    *(pytest.param(arch, marks=pytest.mark.slow) for arch in ("sm_75", "sm_86", "sm_89")),
+)
+
+
+def check_kernel(kernel: KernelCode) -> None:
+    """What holds for every kernel."""
+    report = kernel.report
+    assert report.spill_stores == report.spill_loads == report.stack_bytes == 0, report
+    assert report.shared_bytes <= STATIC_SHARED_LIMIT, report
+    assert kernel.ptx.count("ld.local", "st.local") == 0, kernel.name
+    if kernel.sass is not None:
+        assert kernel.sass
+        assert not [line for line in kernel.sass if " LDL" in f" {line}" or " STL" in f" {line}"]
+
+
+def check_launch(kernel: KernelCode, launch: Launch, arch: str) -> None:
+    """A block fits a multiprocessor."""
+    assert launch.dynamic_shared + kernel.report.shared_bytes <= SHARED_LIMIT[arch] << 10, launch
+    # Registers are given out in eights.
+    assert -(-kernel.report.registers // 8) * 8 * launch.threads <= REGISTERS, launch
+
+
+def room(target: Target) -> dict[str, PrimFunc]:
+    """Every kernel between the linears, in the shapes of a model of 8B parameters."""
+    kernels, dtype = tir_kernels.cuda, "float16"
+    heads, kv_heads, head_dim = 32, 8, 128
+    return {
+        "rms_norm": kernels.rms_norm(target, 4096, 1e-5, dtype),
+        "add_rms_norm": kernels.add_rms_norm(target, 4096, 1e-5, dtype),
+        "qk_norm": kernels.qk_norm(target, heads, kv_heads, head_dim, 1e-6, dtype),
+        "silu_multiply": kernels.silu_multiply(target, 14336, dtype),
+        "split_rotary": kernels.split_rotary(target, heads, kv_heads, head_dim, dtype, 1.0),
+        "take_rows": kernels.take_rows(target, 4096, dtype),
+        "last_row": kernels.last_row(target, 4096, dtype),
+        "softmax_with_temperature": kernels.softmax_with_temperature(target),
+        "apply_logit_bias_inplace": kernels.apply_logit_bias_inplace(target),
+        "apply_penalty_inplace": kernels.apply_penalty_inplace(target),
+        "apply_bitmask_inplace": kernels.apply_bitmask_inplace(target),
+        "merge_state": kernels.merge_state(target, heads, head_dim, dtype),
+        "append_to_pages": kernels.append_to_pages(target, kv_heads, head_dim, dtype),
+        "copy_page": kernels.copy_page(target, kv_heads, head_dim, dtype),
+        "move_slots": kernels.move_slots(target, kv_heads, head_dim, dtype),
+        "read_slots": kernels.read_slots(target, 32, kv_heads, head_dim, dtype),
+        "attention_decode_paged": kernels.attention_decode_paged(
+            target, heads, kv_heads, head_dim, dtype
+        ),
+        "attention_prefill_paged": kernels.attention_prefill_paged(
+            target, heads, kv_heads, head_dim, dtype
+        ),
+        "attention_prefill_ragged": kernels.attention_prefill_ragged(
+            target, heads, kv_heads, head_dim, dtype
+        ),
+    }
+
+
+@functools.cache
+def cuda_target(arch: str) -> Target:
+    return Target({"kind": "cuda", "arch": arch}, host={"kind": "llvm"})
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_kernels_between_the_linears(arch: str) -> None:
+    functions = room(cuda_target(arch))
+    linears = {"dense_linear", "w4a16_linear"}
+    assert functions.keys() == set(tir_kernels.cuda.__all__) - linears, "a kernel is not checked"
+    module = CompiledModule(functions, arch)
+    assert len(module.kernels) >= len(functions)
+    for kernel in module.kernels.values():
+        check_kernel(kernel)
+
+
+def test_local_memory_is_seen() -> None:
+    source = """
+extern "C" __global__ void __launch_bounds__(32) pick(float* x, int n) {
+  float kept[8];
+  for (int i = 0; i < 8; ++i) kept[i] = x[i];
+  x[threadIdx.x] = kept[n];
+}
+"""
+    kernel = compile_source(source, "sm_80")["pick"]
+    assert kernel.parameters == ("x", "n")
+    assert kernel.ptx.count("ld.local") > 0
+    with pytest.raises(AssertionError, match="stack_bytes=32"):
+        check_kernel(kernel)
+
+
+def test_ptx_is_read() -> None:
+    kernel = read_ptx(
+        """
+.visible .entry copy(
+	.param .u64 copy_param_0,
+	.param .u64 copy_param_1
+)
+.maxntid 64, 1, 1
+{
+	.reg .b64 	%rd<9>;
+	ld.param.u64 	%rd1, [copy_param_0];
+	ld.param.u64 	%rd2, [copy_param_1];
+	cvta.to.global.u64 	%rd3, %rd2;
+	mov.u32 	%r1, %tid.x;
+	mul.wide.u32 	%rd4, %r1, 16;
+	add.s64 	%rd5, %rd3, %rd4;
+$L__BB0_1:
+	ld.global.v4.u32 	{%r2, %r3, %r4, %r5}, [%rd5+32];
+	// begin inline asm
+	{
+ .reg .pred p;
+ setp.ne.b32 p, %r2, 0;
+ @p cp.async.cg.shared.global [%r6], [%rd1], 8, %r3;
+}
+	// end inline asm
+	ld.global.u64 	%rd7, [%rd6];
+	add.s64 	%rd6, %rd1, 8;
+	@%p1 bra 	$L__BB0_1;
+	st.global.u32 	[%rd7], %r2;
+	ret;
+}
+"""
+    )["copy"]
+    loads = [(load.instruction.bytes, set(load.parameters)) for load in kernel.global_loads()]
+    # The last is reached from the end of the loop, and where its value points to is nobody's.
+    assert loads == [(16, {1}), (8, {0}), (8, {0})]
+    assert kernel.count("st.global") == kernel.count("ret") == 1
