@@ -104,15 +104,15 @@ def test_kernels_between_the_linears(arch: str) -> None:
 def test_local_memory_is_seen() -> None:
     source = """
 extern "C" __global__ void __launch_bounds__(32) pick(float* x, int n) {
-  float kept[64];
-  for (int i = 0; i < 64; ++i) kept[i] = x[i];
+  float kept[1024];
+  for (int i = 0; i < 1024; ++i) kept[i] = x[i];
   x[threadIdx.x] = kept[n];
 }
 """
     kernel = compile_source(source, "sm_80")["pick"]
     assert kernel.parameters == ("x", "n")
     assert kernel.ptx.count("ld.local") > 0
-    with pytest.raises(AssertionError, match="stack_bytes=256"):
+    with pytest.raises(AssertionError, match="stack_bytes=4096"):
         check_kernel(kernel)
 
 
