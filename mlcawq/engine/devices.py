@@ -50,9 +50,8 @@ class Device:
     def free_memory(self, weights: int) -> int:
         """Bytes that may be allocated, by the device's own account where it gives one.
 
-        weights: bytes that are on it already. WebGPU tells nothing of a GPU's memory: there as
-        much again as the weights take, at least 1 GiB, is believed to be free, if the system has
-        it too.
+        weights: bytes that are on it already. Of a GPU that gives none, as much again as the
+        weights take, at least 1 GiB, is believed to be free, if the system has it too.
         """
         system = int(psutil.virtual_memory().available)
         if self.kind == "cpu" or self.software:

@@ -7,7 +7,8 @@ Everything is driven through the functions that MLC's libraries export and throu
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,10 @@ from mlcawq.errors import UserError
 
 PAGE_SIZE = 16  # tokens; the value that the kernels of the paged cache are generated for
 _POOLED_ALLOCATOR = 2
-_MEMORY_SHARE = 0.6  # of the free memory, for the KV cache at most
+# Of the free memory, for the KV cache at most; a GPU's own memory is nobody else's.
+_MEMORY_SHARE = 0.6
+_CUDA_MEMORY_SHARE = 0.85
+_CUDA_CACHE_BYTES = 2**27  # that TVM's cache takes beside its pages, for what it tells attention
 _KV_FUNCTIONS = {
     "kv_state_": (
         "clear",
@@ -80,9 +84,13 @@ class ModelRuntime:
             for name in names
         }
         self._reshape = tvm.get_global_func("vm.builtin.reshape")
+        self._ids: dict[int, Any] = {}
         names = [param["name"] for param in self.metadata["params"]]
-        self._params = tvm_ffi.convert(load_weights(built.shards, names, self.device.tvm))
-        self._cache = self._create_cache(self._cache_tokens(built, max_total_tokens))
+        with self._out_of_memory("the weights are loaded", "choose another --device"):
+            self._params = tvm_ffi.convert(load_weights(built.shards, names, self.device.tvm))
+        smaller = "free memory, or build with a smaller --context-window-size"
+        with self._out_of_memory("the KV cache is allocated", smaller):
+            self._cache = self._create_cache(self._cache_tokens(built, max_total_tokens))
         self.total_pages = self.available_pages()
 
     # ------------------------------------------------------------------------------ KV cache
@@ -166,10 +174,21 @@ class ModelRuntime:
 
     def _embed(self, tokens: Sequence[int], *, batch_first: bool) -> Any:
         """Embeddings as [1, n, hidden] for prefill or [n, 1, hidden] for decode."""
-        hidden = self._functions["embed"](self._tensor(np.array(tokens, np.int32)), self._params)
+        hidden = self._functions["embed"](self._token_ids(tokens), self._params)
         n, width = (int(s) for s in hidden.shape)
         shape = [1, n, width] if batch_first else [n, 1, width]
         return self._reshape(hidden, tvm_ffi.Shape(shape))
+
+    def _token_ids(self, tokens: Sequence[int]) -> Any:
+        """On the device. As many as are decoded at once go where the last ones of that number were:
+        allocating makes a GPU wait.
+        """
+        ids = np.array(tokens, np.int32)
+        if len(ids) > self.max_batch:
+            return self._tensor(ids)
+        if len(ids) not in self._ids:
+            self._ids[len(ids)] = self._tensor(ids)
+        return self._ids[len(ids)].copyfrom(ids)
 
     def _tensor(self, array: np.ndarray) -> Any:
         return tvm.runtime.tensor(array, device=self.device.tvm)
@@ -185,6 +204,17 @@ class ModelRuntime:
                 "compile the folder again with `mlcawq compile`",
             )
         return function
+
+    @contextmanager
+    def _out_of_memory(self, what: str, fix: str) -> Iterator[None]:
+        """A device that has no room left is no bug of ours: `what` was going on, in the present."""
+        try:
+            yield
+        except Exception as error:
+            if not isinstance(error, MemoryError) and "out of memory" not in str(error).lower():
+                raise
+            message = f"{self.device.name} runs out of memory while {what}"
+            raise UserError.one(message, str(self.library.parent), fix) from error
 
     def _create_cache(self, tokens: int) -> Any:
         create = self._function("create_tir_paged_kv_cache")
@@ -213,7 +243,10 @@ class ModelRuntime:
         if asked:
             return wanted
         weights = sum(record.nbytes for shard in built.shards for record in shard.tensors)
-        fitting = int(self.device.free_memory(weights) * _MEMORY_SHARE) // per_token
+        free, share = self.device.free_memory(weights), _MEMORY_SHARE
+        if self.device.kind == "cuda":
+            free, share = free - _CUDA_CACHE_BYTES, _CUDA_MEMORY_SHARE
+        fitting = int(free * share) // per_token
         self._require_a_chunk(fitting, f"{per_token} bytes a token", built)
         return min(wanted, fitting)
 
@@ -236,7 +269,7 @@ def _load_library(path: Path, device: Device) -> Any:
         vm["vm_initialization"](*(init if device.kind != "cpu" else init[:3]))
     except Exception as error:  # whatever the loader of shared objects says
         raise UserError.one(
-            f"the library cannot be loaded: {str(error).strip().splitlines()[-1]}",
+            f"the library cannot be loaded: {next(iter(str(error).strip().splitlines()), '')}",
             str(path),
             "compile it again on this machine, with the TVM that is installed here",
         ) from error

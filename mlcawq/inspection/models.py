@@ -14,11 +14,18 @@ from mlcawq.errors import UserError
 from mlcawq.inspection.description import Description, size
 
 # Loading a library runs its initializers, and one built for another machine can crash: a process
-# of its own does it, with TVM's runtime only.
+# of its own does it, with TVM's runtime only. An empty module (of an object file: no bytes, no
+# names) stands for GPU code whose device is not here; it is not run.
 _READ_METADATA = """
 import json, os, sys
 os.environ["TVM_USE_RUNTIME_LIB"] = "1"
-import tvm
+import tvm, tvm_ffi
+def nothing(code):
+    return tvm_ffi.get_global_func("ffi.Module.load_from_bytes.static_library")(bytes(16))
+for kind in ("cuda", "webgpu", "vulkan", "metal", "opencl", "rocm"):
+    loader = "ffi.Module.load_from_bytes." + kind
+    if tvm_ffi.get_global_func(loader, allow_missing=True) is None:
+        tvm_ffi.register_global_func(loader, nothing)
 try:
     module = tvm.runtime.load_module({path!r})
     vm = module["vm_load_executable"]()
