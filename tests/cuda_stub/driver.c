@@ -232,6 +232,7 @@ int cudaMemGetInfo(size_t *available, size_t *total) {
 /* A block of host memory with its size before it, zeroed. */
 int cudaMalloc(void **pointer, size_t size) {
   if (capturing) return ERROR_STREAM_CAPTURE;
+  say("malloc", "gpu", (long)size, (long)allocated, 0, 0);
   if (allocated + size > memory()) return 2;
   size_t *block = aligned_alloc(256, (size + 511) / 256 * 256);
   memset(block, 0, size + 256);
