@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -193,6 +194,32 @@ def test_threads_share_the_device(device) -> None:
     for thread in threads:
         thread.join()
     assert not wrong
+
+
+TWO = """
+from mlcawq.engine import wgpu
+wgpu.load()
+import numpy as np, tvm
+assert len(wgpu.adapters()) == 2
+first, second = (tvm.device("webgpu", i) for i in range(2))
+data = np.arange(12_345, dtype="float32")
+there = tvm.runtime.tensor(data, device=second)
+here = tvm.runtime.empty(data.shape, "float32", device=first)
+there.copyto(here)
+assert np.array_equal(here.numpy(), data) and np.array_equal(there.numpy(), data)
+print(*(wgpu.statistics(i)["allocations"] for i in range(2)))
+"""
+
+
+def test_two_devices(tmp_path) -> None:
+    drivers = sorted(Path("/usr/share/vulkan/icd.d").glob("lvp_icd*.json"))
+    if not drivers:
+        pytest.skip("Mesa's software driver is not installed; it can stand in for two GPUs")
+    copy = tmp_path / "again.json"
+    copy.write_text(drivers[0].read_text())
+    both = f"{drivers[0]}:{copy}"
+    found = run_python(TWO, VK_ICD_FILENAMES=both, VK_DRIVER_FILES=both)
+    assert output(found) == "1 1\n"
 
 
 def test_settings_choose_the_adapter() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 import tvm
@@ -145,6 +147,24 @@ def test_dependent_dispatches_run_in_order_and_in_few_submissions(add, device) -
     after = wgpu.statistics()
     assert after["dispatches"] - before["dispatches"] == count
     assert after["submissions"] - before["submissions"] < count / 100
+
+
+def test_threads_share_a_kernel(add, device) -> None:
+    wrong: list[int] = []
+
+    def work(value: int) -> None:
+        x, y = (tvm.runtime.tensor(np.full(500, v, "float32"), device=device) for v in (0, value))
+        for _ in range(100):
+            add(x, y, 1.0, x)
+        if not (x.numpy() == 100 * value).all():
+            wrong.append(value)
+
+    threads = [threading.Thread(target=work, args=(value,)) for value in range(1, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
 
 
 def test_copies_between_dispatches_keep_their_place(add, device) -> None:

@@ -41,8 +41,6 @@ class Limits:
     device_id: int
     shader_f16: bool
     subgroups: bool
-    subgroup_min_size: int
-    subgroup_max_size: int
     max_storage_buffer_binding_size: int  # what a kernel can see of one buffer
     max_buffer_size: int
     max_compute_workgroup_storage_size: int

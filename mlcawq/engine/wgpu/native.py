@@ -24,7 +24,7 @@ from mlcawq.errors import UserError
 
 _SOURCES = Path(__file__).with_name("cpp")
 _UNIT = _SOURCES / "mlcawq_wgpu.cc"
-_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-fvisibility=hidden")
+_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared")
 _SUFFIX = ".dylib" if sys.platform == "darwin" else ".so"
 _LOG_TAIL = 30  # lines of a compiler's complaints that are worth reading
 

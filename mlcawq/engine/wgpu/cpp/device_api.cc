@@ -67,7 +67,10 @@ class WgpuDeviceAPI final : public DeviceAPI {
     // Called by destructors, which must not throw: what a lost GPU held is gone anyway.
     try {
       Context& context = Context::Get(device.device_id);
-      context.Do([&] { context.memory.Free(reinterpret_cast<uint64_t>(pointer)); });
+      context.Do([&] {
+        context.memory.Free(reinterpret_cast<uint64_t>(pointer));
+        if (!context.stream.recording()) context.stream.Flush();
+      });
     } catch (const ffi::Error&) {
     }
   }
@@ -180,8 +183,6 @@ ffi::json::Object ToJson(const AdapterRecord& adapter) {
   number("device_id", adapter.device_id);
   json.Set("shader_f16", adapter.shader_f16);
   json.Set("subgroups", adapter.subgroups);
-  number("subgroup_min_size", adapter.subgroup_min);
-  number("subgroup_max_size", adapter.subgroup_max);
   number("max_storage_buffer_binding_size", limits.maxStorageBufferBindingSize);
   number("max_buffer_size", limits.maxBufferSize);
   number("max_compute_workgroup_storage_size", limits.maxComputeWorkgroupStorageSize);

@@ -1,41 +1,14 @@
-// One GPU as WebGPU sees it: adapters of the machine, a device with all that its adapter has to
-// give, and errors that become exceptions instead of ending the process.
+// One GPU at work: a device with all that its adapter has to give, whose errors become exceptions
+// instead of ending the process.
 #ifndef MLCAWQ_WGPU_GPU_H_
 #define MLCAWQ_WGPU_GPU_H_
 
-#include <webgpu.h>
-#include <wgpu.h>
-
 #include <mutex>
 #include <string>
-#include <vector>
+
+#include "adapters.h"
 
 namespace mlcawq {
-
-inline WGPUStringView View(const std::string& text) { return {text.data(), text.size()}; }
-
-struct AdapterRecord {
-  WGPUAdapter handle = nullptr;
-  WGPUBackendType backend = WGPUBackendType_Undefined;
-  WGPUAdapterType type = WGPUAdapterType_Unknown;
-  std::string name;
-  std::string driver;
-  uint32_t vendor_id = 0;
-  uint32_t device_id = 0;
-  uint32_t subgroup_min = 0;
-  uint32_t subgroup_max = 0;
-  bool shader_f16 = false;
-  bool subgroups = false;
-  WGPULimits limits = WGPU_LIMITS_INIT;
-};
-
-const char* BackendName(WGPUBackendType backend);
-const char* TypeName(WGPUAdapterType type);
-
-// The machine's adapters, best first: what MLCAWQ_VULKAN_DEVICE names (an index into the driver's
-// own order, or a part of the name), then discrete, integrated and software ones. The backend is
-// Vulkan (Metal on Apple's machines) unless MLCAWQ_WGPU_BACKEND says vulkan, metal, dx12 or gl.
-const std::vector<AdapterRecord>& Adapters();
 
 class Gpu {
  public:

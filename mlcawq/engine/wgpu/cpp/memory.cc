@@ -69,10 +69,12 @@ void Memory::DrainPool() {
   pooled_ = 0;
 }
 
-void Memory::Collect() {
+bool Memory::Collect() {
+  if (doomed_.empty()) return false;
   for (const Buffer& buffer : doomed_) Destroy(buffer);
   doomed_.clear();
   doomed_bytes_ = 0;
+  return true;
 }
 
 bool Memory::Congested() const { return doomed_bytes_ > kDoomedBytes; }

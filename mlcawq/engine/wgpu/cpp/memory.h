@@ -50,8 +50,9 @@ class Memory {
   uint64_t Allocate(uint64_t nbytes, Wait wait);
   // Memory that work not yet submitted may use stays alive until `Collect`.
   void Free(uint64_t address);
-  // To be called when everything recorded has been submitted.
-  void Collect();
+  // To be called when everything recorded has been submitted. The GPU lets go of the memory at the
+  // next poll. False when there was nothing to do.
+  bool Collect();
 
   // The buffer behind an address. Throws when there is none.
   Place Find(const void* pointer) const;

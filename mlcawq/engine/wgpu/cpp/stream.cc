@@ -123,7 +123,7 @@ void Stream::Dispatch(Kernel& kernel, const std::vector<Binding>& bindings, cons
 
 void Stream::Flush() {
   if (encoder_ == nullptr) {
-    memory_.Collect();
+    if (memory_.Collect()) gpu_.Poll();
     return;
   }
   EndPass();

@@ -29,6 +29,7 @@ class Stream {
 
   // Submits what is recorded. Throws what was wrong with it; it is forgotten then.
   void Flush();
+  bool recording() const { return encoder_ != nullptr; }
   // Submits and waits until the GPU has done everything.
   void Wait();
 
