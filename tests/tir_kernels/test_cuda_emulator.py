@@ -121,6 +121,19 @@ extern "C" __global__ void peek(float* y) {
     assert np.isnan(y).all()
 
 
+@pytest.mark.parametrize("alignment", [16, 128, 1024])
+def test_shared_memory_is_as_aligned_as_declared(alignment: int) -> None:
+    source = """
+extern "C" __global__ void low_bits(int* y) {
+  extern __shared__ __align__(ALIGNMENT) float dynamic[];
+  y[0] = (int)((size_t)dynamic % min(2 * ALIGNMENT, 1024));
+}
+""".replace("ALIGNMENT", str(alignment))
+    y = np.full(1, -1, np.int32)
+    run_source(source, "low_bits", (1,), (1,), y, dynamic_shared=64)
+    assert y[0] == (alignment if alignment < 1024 else 0)
+
+
 @pytest.mark.parametrize(
     ("statement", "message"),
     [

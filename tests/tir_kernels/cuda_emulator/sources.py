@@ -12,7 +12,9 @@ _KERNEL = re.compile(
     r'^extern "C" __global__ void (?:__launch_bounds__\([^)]*\) )?(\w+)\([^;{]*\)\s*([;{])',
     re.MULTILINE,
 )
-_DYNAMIC_SHARED = re.compile(r"extern __shared__ (?:__align__\(\d+\) )?([\w ]+?) (\w+)\[\];")
+_DYNAMIC_SHARED = re.compile(
+    r"extern __shared__ (?:__align__\((?P<alignment>\d+)\) )?(?P<type>[\w ]+?) (?P<name>\w+)\[\];"
+)
 
 
 def kernel_names(source: str) -> list[str]:
@@ -34,6 +36,8 @@ def kernel_source(source: str, name: str) -> str:
         parts[match[1]] = source[match.start() : end + 3]
     if name not in parts:
         raise ValueError(f"the source defines {', '.join(parts)}, but not {name}")
-    before = source[: definitions[0].start()]
-    body = _DYNAMIC_SHARED.sub(r"\1* const \2 = (\1*)emulator::dynamic_shared();", parts[name])
-    return f"{before}{body}\nEMULATOR_KERNEL({name})\n"
+    before, body = source[: definitions[0].start()], parts[name]
+    declared = [int(match["alignment"] or 16) for match in _DYNAMIC_SHARED.finditer(body)]
+    pointer = r"\g<type>* const \g<name> = (\g<type>*)emulator::dynamic_shared_start();"
+    body = _DYNAMIC_SHARED.sub(pointer, body)
+    return f"{before}{body}\nEMULATOR_KERNEL({name}, {max(declared, default=16)})\n"

@@ -38,7 +38,7 @@ struct History {
   uint64_t written_at;  // by the clock of events
 };
 
-History dynamic_history[kMaxDynamicShared];
+History dynamic_history[kSharedWindow];
 History static_history[48 << 10];
 
 bool is_ordered(const Stamp& before, const Thread& now) {
@@ -121,11 +121,11 @@ void register_library(const void* symbol) {
 
 void check_access(const void* pointer, size_t bytes, Access access) {
   auto address = static_cast<const char*>(pointer);
-  size_t offset = static_cast<size_t>(address - dynamic_shared_memory);
-  if (offset < kMaxDynamicShared) {
-    if (offset + bytes > dynamic_shared_bytes) {
-      fail("%s of %zu bytes at byte %zu of %zu of dynamic shared memory", verb(access), bytes,
-           offset, dynamic_shared_bytes);
+  size_t offset = static_cast<size_t>(address - shared_window);
+  if (offset < kSharedWindow) {
+    if (address < dynamic_shared_begin || address + bytes > dynamic_shared_end) {
+      fail("%s of %zu bytes at byte %td of %td of dynamic shared memory", verb(access), bytes,
+           address - dynamic_shared_begin, dynamic_shared_end - dynamic_shared_begin);
     }
     return check_shared(dynamic_history, offset, bytes, access);
   }

@@ -15,9 +15,9 @@ namespace emulator {
 Block block;
 Thread* current;
 uint64_t events;
-size_t dynamic_shared_bytes;
 char *static_shared_begin, *static_shared_end;
-alignas(1024) char dynamic_shared_memory[kMaxDynamicShared];
+char *dynamic_shared_begin, *dynamic_shared_end;
+alignas(kSharedAlignment) char shared_window[kSharedWindow];
 
 namespace {
 
@@ -185,7 +185,7 @@ void start_block() {
     prepare(thread);
     make_runnable(thread);
   }
-  std::memset(dynamic_shared_memory, kPoison, dynamic_shared_bytes);
+  std::memset(dynamic_shared_begin, kPoison, dynamic_shared_end - dynamic_shared_begin);
   std::memset(static_shared_begin, kPoison, static_shared_end - static_shared_begin);
 }
 
@@ -214,7 +214,8 @@ Index block_index() { return block_position; }
 Index block_extent() { return launch->block; }
 Index grid_extent() { return launch->grid; }
 unsigned lane() { return static_cast<unsigned>(current->lane); }
-void* dynamic_shared() { return dynamic_shared_memory; }
+void* dynamic_shared() { return shared_window; }
+void* dynamic_shared_start() { return dynamic_shared_begin; }
 unsigned active_mask() {
   const Warp& warp = block.warps[current->warp];
   return warp.exists & ~warp.exited;
@@ -329,7 +330,9 @@ void run(const Launch& requested) {
     throw std::runtime_error(std::string(requested.name) + ": more than 1024 threads in a block");
   }
   launch = &requested;
-  dynamic_shared_bytes = requested.dynamic_shared_bytes;
+  // An odd multiple of the alignment that is declared, so that relying on more shows.
+  dynamic_shared_begin = shared_window + requested.dynamic_shared_alignment % kSharedAlignment;
+  dynamic_shared_end = dynamic_shared_begin + requested.dynamic_shared_bytes;
   static_shared_begin = requested.static_shared_begin;
   static_shared_end = requested.static_shared_end;
   error.clear();

@@ -72,16 +72,18 @@ struct Launch {
   void** arguments;
   const char* name;
   Index grid, block;
-  size_t dynamic_shared_bytes;
+  size_t dynamic_shared_bytes, dynamic_shared_alignment;
   char *static_shared_begin, *static_shared_end;
 };
 
 extern Block block;
 extern Thread* current;
 extern uint64_t events;  // a clock for what happens to shared memory
-extern size_t dynamic_shared_bytes;
 extern char *static_shared_begin, *static_shared_end;
-extern char dynamic_shared_memory[];
+extern char *dynamic_shared_begin, *dynamic_shared_end;  // within:
+constexpr size_t kSharedAlignment = 1024;
+constexpr size_t kSharedWindow = kMaxDynamicShared + kSharedAlignment;
+extern char shared_window[];
 
 char* stack_of(const Thread& thread);
 // The next random number of the launch, in [0, limit).

@@ -102,6 +102,7 @@ class EmulatedDevice final : public runtime::DeviceAPI {
 struct Kernel {
   void (*entry)(void**);
   char *static_shared_begin, *static_shared_end;
+  size_t dynamic_shared_alignment;
 };
 
 Kernel load_kernel(const std::string& library) {
@@ -109,9 +110,8 @@ Kernel load_kernel(const std::string& library) {
   if (!handle) TVM_FFI_THROW(RuntimeError) << dlerror();
   Kernel kernel{};
   kernel.entry = reinterpret_cast<void (*)(void**)>(dlsym(handle, "emulator_entry"));
-  auto shared = reinterpret_cast<void (*)(void**, void**)>(dlsym(handle, "emulator_static_shared"));
-  shared(reinterpret_cast<void**>(&kernel.static_shared_begin),
-         reinterpret_cast<void**>(&kernel.static_shared_end));
+  auto shared = reinterpret_cast<void (*)(char**, char**, size_t*)>(dlsym(handle, "emulator_shared"));
+  shared(&kernel.static_shared_begin, &kernel.static_shared_end, &kernel.dynamic_shared_alignment);
   register_library(reinterpret_cast<void*>(kernel.entry));
   return kernel;
 }
@@ -130,7 +130,7 @@ void launch_kernel(const Kernel& kernel, const std::string& name, Index grid, In
   }
   try {
     run({kernel.entry, arguments, name.c_str(), grid, block, dynamic_shared,
-         kernel.static_shared_begin, kernel.static_shared_end});
+         kernel.dynamic_shared_alignment, kernel.static_shared_begin, kernel.static_shared_end});
   } catch (const std::runtime_error& error) {
     TVM_FFI_THROW(RuntimeError) << error.what();
   }

@@ -41,7 +41,7 @@ struct Descriptor {
       // The 16-byte column within a row is exclusive-ored with the row (bits 7 and up).
       address ^= (address >> 7 & (bytes / 16 - 1)) << 4;
     }
-    return dynamic_shared_memory + address;
+    return shared_window + address;
   }
 
   size_t start, leading, stride;

@@ -44,8 +44,10 @@ enum class Shuffle { kIndex, kXor, kUp, kDown };
 uint64_t shuffle(Shuffle kind, unsigned mask, uint64_t bits, int argument, int width);
 unsigned ballot(unsigned mask, bool predicate);
 
-// The block's dynamic shared memory; poisoned when the block starts.
+// Shared memory as addresses count it, and in it the block's dynamic shared memory, poisoned when
+// the block starts. That is as aligned as the kernel declares it, and no better.
 void* dynamic_shared();
+void* dynamic_shared_start();
 
 // Checks an access that the compiler did not instrument.
 enum class Access { kRead, kWrite, kAtomic, kAsyncRead };
@@ -67,7 +69,7 @@ void load_matrix(int matrices, bool transposed, uint32_t* registers, const void*
 
 // Hopper's products of a warpgroup, m64nNk16: a is four registers as for mma_m16n8k16, each warp
 // having 16 rows, or a matrix descriptor; b is a descriptor, K-major as well; d has n / 2 sums.
-// Addresses in descriptors count from the start of dynamic shared memory.
+// Addresses in descriptors count from `dynamic_shared`.
 void wgmma(Element type, int n, float* d, const uint32_t* a, uint64_t b, bool accumulate);
 void wgmma(Element type, int n, float* d, uint64_t a, uint64_t b, bool accumulate);
 void wgmma_fence();
