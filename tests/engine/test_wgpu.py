@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import tvm
 import tvm_ffi
-from wgpu_for_tests import Random, gpu, output, run_python
+from wgpu_for_tests import Random, needs_vulkan, output, run_python
 
 from mlcawq.engine import wgpu
 from mlcawq.errors import UserError
 
-pytestmark = gpu
+pytestmark = needs_vulkan
 
 SIZES = (0, 1, 2, 3, 4, 5, 255, 256, 257, 4095, 4096, 4097)
 

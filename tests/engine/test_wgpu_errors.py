@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tvm
-from wgpu_for_tests import gpu, output, run_python
+from wgpu_for_tests import needs_vulkan, output, run_python
 
 from mlcawq.engine import wgpu
 
-pytestmark = gpu
+pytestmark = needs_vulkan
 
 FILL = """
 @group(0) @binding(0) var<storage, read_write> out : array<f32>;

@@ -7,12 +7,12 @@ import threading
 import numpy as np
 import pytest
 import tvm
-from wgpu_for_tests import Random, compiled, gpu
+from wgpu_for_tests import Random, compiled, needs_vulkan
 
 from mlcawq.engine import wgpu
 from tir_kernels._tvm import T
 
-pytestmark = gpu
+pytestmark = needs_vulkan
 
 THREADS = 64
 

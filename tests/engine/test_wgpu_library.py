@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tvm
 from test_wgpu_kernels import multiply_add
-from wgpu_for_tests import Random, gpu, output, run_python
+from wgpu_for_tests import Random, needs_vulkan, output, run_python
 
 from mlcawq.engine import wgpu
 from mlcawq.engine.wgpu import native
@@ -81,7 +81,7 @@ def test_wgpu_that_is_not_installed(monkeypatch) -> None:
         native.built_library()
 
 
-@gpu
+@needs_vulkan
 def test_no_driver_is_told_with_what_to_install() -> None:
     code = "from mlcawq.engine import wgpu; print(wgpu.adapters()); wgpu.load()"
     process = run_python(code, VK_ICD_FILENAMES="/nowhere.json", VK_DRIVER_FILES="/nowhere.json")
@@ -107,7 +107,7 @@ print("right")
 """
 
 
-@gpu
+@needs_vulkan
 @pytest.mark.parametrize("exporter", ["this runtime", "TVM alone"])
 def test_an_exported_library_runs_with_the_runtime_alone(
     exporter: str, tmp_path: Path, monkeypatch

@@ -10,11 +10,11 @@ from tvm import relax
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn.llm.kv_cache import PagedKVCache, RopeMode, TIRPagedKVCache
 from tvm.s_tir import dlight as dl
-from wgpu_for_tests import Random, gpu
+from wgpu_for_tests import Random, needs_vulkan
 
 from mlcawq.engine import wgpu
 
-pytestmark = gpu
+pytestmark = needs_vulkan
 
 HEADS, HEAD_DIM, PAGE = 4, 64, 16
 POOLED = 2  # TVM's allocator that keeps what it has freed

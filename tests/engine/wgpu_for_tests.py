@@ -28,7 +28,7 @@ def missing() -> str:
     return ""
 
 
-gpu = pytest.mark.skipif(bool(missing()), reason=f"no Vulkan device: {missing()}")
+needs_vulkan = pytest.mark.skipif(bool(missing()), reason=f"no Vulkan device: {missing()}")
 
 
 class Random:

@@ -174,7 +174,9 @@ void WgpuDeviceAPI::GetTargetProperty(DLDevice device, const std::string& proper
 ffi::json::Object ToJson(const AdapterRecord& adapter) {
   const WGPULimits& limits = adapter.limits;
   ffi::json::Object json;
-  auto number = [&](const char* key, uint64_t value) { json.Set(key, static_cast<int64_t>(value)); };
+  auto number = [&](const char* key, uint64_t value) {
+    json.Set(key, static_cast<int64_t>(value));
+  };
   json.Set("name", ffi::String(adapter.name));
   json.Set("driver", ffi::String(adapter.driver));
   json.Set("backend", ffi::String(BackendName(adapter.backend)));

@@ -30,7 +30,9 @@ Gpu::Gpu(int index) : index(index), adapter(Adapters().at(index)) {
   WGPUDeviceDescriptor descriptor = WGPU_DEVICE_DESCRIPTOR_INIT;
   descriptor.requiredFeatureCount = features.size();
   descriptor.requiredFeatures = features.data();
-  descriptor.requiredLimits = &adapter.limits;
+  WGPULimits wanted = adapter.limits;
+  wanted.maxImmediateSize = 0;  // belongs to a feature that is not asked for
+  descriptor.requiredLimits = &wanted;
   // Without these two, wgpu-native ends the process on the first error.
   descriptor.uncapturedErrorCallbackInfo.callback = OnError;
   descriptor.uncapturedErrorCallbackInfo.userdata1 = this;

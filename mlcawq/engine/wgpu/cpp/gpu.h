@@ -40,9 +40,9 @@ class Gpu {
   WGPULimits limits = WGPU_LIMITS_INIT;
 
  private:
-  static void OnError(WGPUDevice const*, WGPUErrorType, WGPUStringView, void*, void*);
   template <typename Call>
   void Guarded(Call call);
+  static void OnError(WGPUDevice const*, WGPUErrorType, WGPUStringView, void*, void*);
   static void OnLost(WGPUDevice const*, WGPUDeviceLostReason, WGPUStringView, void*, void*);
 
   // Callbacks may come from any thread, hence a lock apart from the caller's.

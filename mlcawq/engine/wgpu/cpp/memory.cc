@@ -5,7 +5,7 @@
 namespace mlcawq {
 namespace {
 
-constexpr uint64_t kGranule = 256;  // the largest offset alignment that WebGPU lets a device ask for
+constexpr uint64_t kGranule = 256;      // the largest alignment that a device may ask of offsets
 constexpr uint64_t kAddressGap = 4096;  // keeps a pointer one past the end out of the next buffer
 constexpr uint64_t kLargestPooled = uint64_t{8} << 20;
 constexpr uint64_t kPoolBytes = uint64_t{64} << 20;

@@ -18,7 +18,7 @@ std::vector<bool> StoredBuffers(const std::string& wgsl, size_t num_buffers);
 // The same code with every buffer declared as `writes` says.
 std::string DeclareAccess(std::string wgsl, const std::vector<bool>& writes);
 
-// Bytes of workgroup memory that the code declares, as far as they are arrays of numbers or vectors.
+// Bytes of workgroup memory that the code declares in arrays of numbers or vectors.
 uint64_t WorkgroupBytes(const std::string& wgsl);
 
 }  // namespace mlcawq
