@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import stat
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from cuda_stub import StubMachine, can_be_built
+from made_up_gpu import GPU
 
 from mlcawq.doctor import compilers, cuda, machine, mlc, packages, vulkan
 from mlcawq.doctor.findings import Finding
@@ -139,6 +141,31 @@ def test_vulkan_drivers(only: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VK_DRIVER_FILES", str(only / "lvp_icd.x86_64.json"))
     assert "lvp_icd" in vulkan._drivers().value
     assert all(isinstance(finding, Finding) for finding in vulkan.findings())
+
+
+def test_vulkan_devices_and_what_they_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+    def probe_says(answer: dict[str, object], error: str = "") -> list[Finding]:
+        monkeypatch.setattr(vulkan, "run_python", lambda *_args, **_options: (answer, error))
+        return vulkan._runtime()
+
+    single = dataclasses.asdict(dataclasses.replace(GPU, shader_f16=False))
+    found = probe_says({"devices": [dataclasses.asdict(GPU), single], "what": "", "fix": ""})
+    assert [(f.name, f.status) for f in found] == [
+        ("vulkan:0", "ok"),
+        ("vulkan:1", "ok"),
+        (vulkan.RUNTIME, "ok"),
+    ]
+    assert "Some GPU (discrete, vulkan, 1.2), float16, 128 MiB" in found[0].value
+    assert "q4f32_autoawq" in found[1].value
+    assert {c.name: c.works for c in capabilities(found)}["chat and evaluate on Vulkan"]
+
+    (absent,) = probe_says({"devices": [], "what": "no wgpu", "fix": "pip install it"})
+    assert (absent.status, absent.fix) == ("info", "pip install it")
+    (crashed,) = probe_says({}, "killed by signal 11")
+    assert crashed.status == "broken"
+    *_, changed = probe_says({"devices": [single], "what": "comes back changed", "fix": "update"})
+    assert changed.status == "broken"
+    assert not {c.name: c.works for c in capabilities([changed])}["chat and evaluate on Vulkan"]
 
 
 def test_mlc_llm_is_asked_of_the_named_interpreter(
