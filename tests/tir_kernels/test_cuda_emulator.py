@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import tir_kernels.cuda
-from tests.tir_kernels.cuda_emulator import run_source, why_not
+from tests.tir_kernels.cuda_emulator import counted_matrix_loads, run_source, why_not
 from tir_kernels.cuda import device
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -265,6 +265,22 @@ extern "C" __global__ void fragments(unsigned* y) {{
                 first, second = first[::-1], second[::-1]
             low, high = (64 * i + 8 * r + c for r, c in (first, second))
             assert y[lane, i] == high << 16 | low
+
+
+@pytest.mark.parametrize(("pitch", "wavefronts"), [(8, 1), (64, 8), (72, 1), (16, 2), (0, 1)])
+def test_bank_conflicts_of_ldmatrix(pitch: int, wavefronts: int) -> None:
+    load = device.ldmatrix(2)
+    source = f"""{load.source}
+extern "C" __global__ void fragments(unsigned* y) {{
+  __shared__ alignas(128) unsigned short tile[16 * 72];
+  for (int i = threadIdx.x; i < 16 * 72; i += 32) tile[i] = i;
+  __syncthreads();
+  {load.name}(y + 2 * threadIdx.x, tile + {pitch} * (threadIdx.x % 16));
+}}
+"""
+    with counted_matrix_loads() as loads:
+        run_source(source, "fragments", (3,), (32,), np.zeros((32, 2), np.uint32))
+    assert (loads.matrices, loads.wavefronts) == (6, 6 * wavefronts)
 
 
 def test_mma_needs_a_whole_warp() -> None:

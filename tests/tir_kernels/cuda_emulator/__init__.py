@@ -14,6 +14,8 @@ they run one after the other, and everything that only time shows.
 from tests.tir_kernels.cuda_emulator.device import (
     EmulatedKernel,
     Launch,
+    MatrixLoads,
+    counted_matrix_loads,
     emulate,
     emulated_cuda,
     install_emulated_cuda,
@@ -27,6 +29,8 @@ from tests.tir_kernels.cuda_emulator.device import (
 __all__ = [
     "EmulatedKernel",
     "Launch",
+    "MatrixLoads",
+    "counted_matrix_loads",
     "emulate",
     "emulated_cuda",
     "install_emulated_cuda",

@@ -123,6 +123,26 @@ def planned_launches() -> Iterator[list[Launch]]:
             launches.append(Launch(str(name), (x, y, z), (block[0], block[1], block[2]), shared))
 
 
+@dataclass
+class MatrixLoads:
+    """8x8 matrices that ldmatrix has loaded; each is one wavefront where no banks conflict."""
+
+    matrices: int = 0
+    wavefronts: int = 0
+
+
+@contextmanager
+def counted_matrix_loads() -> Iterator[MatrixLoads]:
+    """Afterwards, what the launches inside have loaded by ldmatrix."""
+    _load()
+    loads = MatrixLoads()
+    _own("take_matrix_loads")()
+    try:
+        yield loads
+    finally:
+        loads.matrices, loads.wavefronts = (int(n) for n in _own("take_matrix_loads")())
+
+
 def load_emulated(executable: Any) -> Any:
     """A module whose CUDA part is still source, whoever compiled it, made to run on the emulator.
 

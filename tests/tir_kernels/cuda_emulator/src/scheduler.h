@@ -76,6 +76,12 @@ struct Launch {
   char *static_shared_begin, *static_shared_end;
 };
 
+// What ldmatrix has cost so far: without bank conflicts a matrix is one wavefront.
+struct MatrixLoads {
+  int64_t matrices, wavefronts;
+};
+extern MatrixLoads matrix_loads;
+
 extern Block block;
 extern Thread* current;
 extern uint64_t events;  // a clock for what happens to shared memory

@@ -334,6 +334,11 @@ TVM_FFI_STATIC_INIT_BLOCK() {
         planned.reset();
         return launches;
       })
+      .def("cuda_emulator.take_matrix_loads", [] {
+        ffi::Array<int64_t> taken{matrix_loads.matrices, matrix_loads.wavefronts};
+        matrix_loads = {};
+        return taken;
+      })
       .def("cuda_emulator.emulate_imports", emulate_imports)
       .def_packed("cuda_emulator.launch", launch_library)
       .def("cuda_emulator.seed", [](int64_t value) { seed(static_cast<uint64_t>(value)); })

@@ -1,12 +1,15 @@
 // Warp shuffles, votes, and the tensor core's warp-wide instructions.
 #include <immintrin.h>
 
+#include <algorithm>
 #include <cstring>
 
 #include "scheduler.h"
 #include "tensor_core.h"
 
 namespace emulator {
+
+MatrixLoads matrix_loads;
 
 namespace {
 
@@ -106,16 +109,32 @@ struct MatrixOperands {
   const char* row;
 };
 
+// Shared memory serves 128 bytes at a time, eight columns of 16; rows of a matrix that lie in one
+// column wait for each other.
+int wavefronts(const char* const* rows) {
+  int in_column[8] = {}, most = 0;
+  for (int i = 0; i < 8; ++i) {
+    bool repeated = false;  // the same 16 bytes cost once
+    for (int j = 0; j < i; ++j) repeated |= rows[j] == rows[i];
+    size_t column = reinterpret_cast<uintptr_t>(rows[i]) / 16 % 8;
+    if (!repeated) most = std::max(most, ++in_column[column]);
+  }
+  return most;
+}
+
 // Matrix i is 8 rows of 16 bytes, whose addresses lanes 8i..8i+7 bring. Lane 4r + c gets elements
 // 2c and 2c + 1 of row r; transposed, those of column r.
 void combine_load_matrix(void** operands, unsigned) {
   auto& first = *static_cast<MatrixOperands*>(operands[0]);
   for (int i = 0; i < first.matrices; ++i) {
     uint16_t matrix[8][8];
+    const char* rows[8];
     for (int row = 0; row < 8; ++row) {
-      auto& owner = *static_cast<MatrixOperands*>(operands[8 * i + row]);
-      std::memcpy(matrix[row], owner.row, 16);
+      rows[row] = static_cast<MatrixOperands*>(operands[8 * i + row])->row;
+      std::memcpy(matrix[row], rows[row], 16);
     }
+    ++matrix_loads.matrices;
+    matrix_loads.wavefronts += wavefronts(rows);
     for (int lane = 0; lane < kWarpSize; ++lane) {
       auto& mine = *static_cast<MatrixOperands*>(operands[lane]);
       int r = lane / 4, c = 2 * (lane % 4);
