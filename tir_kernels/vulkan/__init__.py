@@ -21,6 +21,8 @@ from tir_kernels.gpu import (
     split_rotary,
     take_rows,
 )
+from tir_kernels.vulkan.dense import dense_linear
+from tir_kernels.vulkan.w4a16 import w4a16_linear
 
 __all__ = [
     "add_rms_norm",
@@ -32,6 +34,7 @@ __all__ = [
     "attention_prefill_paged",
     "attention_prefill_ragged",
     "copy_page",
+    "dense_linear",
     "last_row",
     "merge_state",
     "move_slots",
@@ -42,4 +45,5 @@ __all__ = [
     "softmax_with_temperature",
     "split_rotary",
     "take_rows",
+    "w4a16_linear",
 ]

@@ -1,0 +1,65 @@
+"""What a device can hold, read from the attributes of its target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tir_kernels._tvm import T, Target
+
+# What every WebGPU device has (WebGPU specification, 3.6.2 Limits). TVM's target kind "webgpu"
+# does not know the attributes for memory, so these are its values there.
+WORKGROUP_BYTES = 16384
+WORKGROUP_INVOCATIONS = 256
+BINDING_BYTES = 2**27
+
+# Added to a pointer for WebGPU devices that number addresses (mlcawq.engine.wgpu): what follows in
+# the tensor may be larger than a binding, and the kernel uses no more than one of it.
+WINDOW_BIT = 1 << 62
+
+
+@dataclass(frozen=True)
+class Limits:
+    """workgroup_bytes: of workgroup memory. invocations: in a workgroup. binding_bytes: of a
+    tensor, or of the part of one, that a kernel can be handed.
+    """
+
+    workgroup_bytes: int = WORKGROUP_BYTES
+    invocations: int = WORKGROUP_INVOCATIONS
+    binding_bytes: int = BINDING_BYTES
+
+
+def limits_of(target: Target) -> Limits:
+    """The limits of a target of kind webgpu or vulkan, WebGPU's guaranteed ones by default."""
+    attributes = target.attrs
+    return Limits(
+        int(attributes.get("max_shared_memory_per_block", WORKGROUP_BYTES)),
+        int(attributes.get("max_num_threads", WORKGROUP_INVOCATIONS)),
+        int(attributes.get("max_storage_buffer_range", BINDING_BYTES)),
+    )
+
+
+def rows_in_binding(target: Target, rows: int, *row_bytes: int) -> int:
+    """How many rows of tensors go into one launch, when a row of each has `row_bytes` bytes.
+
+    All `rows` if every tensor fits into a binding whole; else a multiple of 32, which puts the
+    tensors' parts at multiples of 256 bytes, as bindings want, where a row's bytes are a multiple
+    of 8. Raises NotImplementedError where tensors must be split and cannot: TVM's own Vulkan hands
+    kernels whole buffers only, and a row may be too long.
+    """
+    limit = limits_of(target).binding_bytes
+    widest = max(row_bytes)
+    if rows * widest <= limit:
+        return rows
+    fitting = limit // widest // 32 * 32
+    if target.kind.name == "vulkan" or not fitting or any(bytes_ % 8 for bytes_ in row_bytes):
+        raise NotImplementedError(
+            f"a tensor of {rows} rows of {widest} bytes is larger than a storage binding of "
+            f"{limit} bytes and cannot be split"
+        )
+    return fitting
+
+
+def window_address(element: Any) -> Any:
+    """The address of an element, for a kernel that is handed a part of a tensor from there on."""
+    return T.handle_add_byte_offset(T.address_of(element), T.int64(WINDOW_BIT))
