@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from mlcawq.graph._tvm import IRModule, Target, relax, tirx
 from mlcawq.graph.settings import CompileSettings
 from tir_kernels.dispatch import kernels_for
@@ -15,13 +17,12 @@ def add_logit_functions(module: IRModule, target: Target) -> IRModule:
     logits = relax.Var("logits", relax.TensorType([batch, 1, vocab], "float32"))
     temperature = relax.Var("temperature", relax.TensorType([batch], "float32"))
     with bb.function("softmax_with_temperature", [logits, temperature]):
-        with bb.dataflow():
-            flat = bb.emit(relax.op.reshape(logits, (batch, vocab)))
-            kernel = bb.add_func(kernels.softmax_with_temperature(target), "softmax")
-            type_ = relax.TensorType([batch, vocab], "float32")
-            probabilities = bb.emit(relax.call_tir(kernel, [flat, temperature], type_))
-            out = bb.emit_output(relax.op.reshape(probabilities, (batch, 1, vocab)))
-        bb.emit_func_output(out)
+        # Views by hand: TVM makes a copying kernel of a reshape whose result leaves the function.
+        flat = _view(bb, logits, [batch, vocab])
+        kernel = bb.add_func(kernels.softmax_with_temperature(target), "softmax")
+        type_ = relax.TensorType([batch, vocab], "float32")
+        probabilities = bb.emit(relax.call_tir(kernel, [flat, temperature], type_))
+        bb.emit_func_output(_view(bb, probabilities, [batch, 1, vocab]))
     module = bb.finalize()
     for function in (
         kernels.apply_logit_bias_inplace,
@@ -31,6 +32,14 @@ def add_logit_functions(module: IRModule, target: Target) -> IRModule:
         name = function.__name__
         module[name] = function(target).with_attr("global_symbol", name)
     return module
+
+
+def _view(bb: relax.BlockBuilder, tensor: relax.Var, shape: list[Any]) -> relax.Var:
+    type_ = relax.TensorType(shape, "float32")
+    view = relax.call_pure_packed(
+        "vm.builtin.reshape", tensor, relax.ShapeExpr(shape), ty_args=type_
+    )
+    return bb.emit(view)
 
 
 def add_embedding_allocation(

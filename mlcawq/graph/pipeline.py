@@ -102,12 +102,11 @@ def compile_module(
         _give_root_blocks(),
         tvm.tirx.transform.BindTarget(target),
         transform.LegalizeOps(),
-        transform.AnnotateTIROpPattern(),
         transform.FoldConstant(),
-        transform.FuseOps(),
-        transform.FuseTIR(),
-        transform.DeadCodeElimination(),
+        # Nothing is fused: kernels come whole, and reshapes become views, not copies.
         transform.RewriteDataflowReshape(),
+        transform.DeadCodeElimination(),
+        *([] if target.kind.name == "llvm" else [_require_schedules()]),
         transform.ToNonDataflow(),
         transform.RemovePurityChecking(),
         transform.CallTIRRewrite(),
@@ -155,6 +154,19 @@ def _give_root_blocks() -> Any:
         return module
 
     return give
+
+
+def _require_schedules() -> Any:
+    """Refuses kernels without threads: they would run on the host, with pointers of the device."""
+
+    @tvm.transform.module_pass(opt_level=0, name="RequireSchedules")
+    def check(module: IRModule, _context: Any) -> IRModule:
+        for name, function in module.functions_items():
+            if isinstance(function, PrimFunc) and not function.attrs.get("tirx.is_scheduled"):
+                raise ValueError(f"{name.name_hint} is not scheduled for a GPU")
+        return module
+
+    return check
 
 
 def _attach_metadata(metadata: dict[str, Any]) -> Any:

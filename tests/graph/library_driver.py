@@ -16,10 +16,12 @@ def _function(name: str) -> Any:
 
 
 class LibraryDriver:
-    """A library with its parameters loaded from `folder`, and one KV cache."""
+    """A library with its parameters loaded from `folder`, and one KV cache, on `device`."""
 
-    def __init__(self, library: Path, folder: Path, capacity: int = 1024) -> None:
-        device = tvm.cpu()
+    def __init__(
+        self, library: Path, folder: Path, capacity: int = 1024, device: Any = None
+    ) -> None:
+        self.device = device = device or tvm.cpu()
         self.vm = tvm.relax.VirtualMachine(tvm.runtime.load_module(str(library)), device)
         self.metadata = json.loads(self.vm["_metadata"]())
         _function("vm.builtin.tensor_cache.load")(str(folder), device.dlpack_device_type(), 0)
@@ -60,8 +62,11 @@ class LibraryDriver:
         _function("vm.builtin.kv_state_end_forward")(self.cache)
         return out[0].numpy()
 
+    def tensor(self, array: np.ndarray) -> Any:
+        return tvm.runtime.tensor(array, self.device)
+
     def embed(self, ids: list[int]) -> Any:
-        return self.vm["embed"](tvm.runtime.tensor(np.array(ids, np.int32)), self.params)
+        return self.vm["embed"](self.tensor(np.array(ids, np.int32)), self.params)
 
     def prefill(self, sequence: int, ids: list[int]) -> np.ndarray:
         """The logits [vocabulary] after `ids`, as one chunk."""
@@ -76,7 +81,7 @@ class LibraryDriver:
         ids = [token for chunk in chunks.values() for token in chunk]
         lengths = {sequence: len(chunk) for sequence, chunk in chunks.items()}
         last = np.cumsum(list(lengths.values())).astype(np.int32) - 1
-        return self._forward("batch_prefill", ids, lengths, tvm.runtime.tensor(last))[0]
+        return self._forward("batch_prefill", ids, lengths, self.tensor(last))[0]
 
     def batch_decode(self, tokens: dict[int, int]) -> np.ndarray:
         """The logits [sequences, vocabulary] after one more token each."""

@@ -7,10 +7,29 @@ import itertools
 import numpy as np
 import pytest
 
-from tests.tir_kernels.kernels import HOST, Kernel, poisoned, relative_error
-from tir_kernels import cpu
+from tests.tir_kernels.backends import Backend, Random
+from tests.tir_kernels.kernels import poisoned, relative_error
 
 PAGE = 16
+TOLERANCE = {"float16": 1e-3, "float32": 1e-5}
+# Heads, key heads, head_dim, dtype: groups of 1 to 8 and more, every head_dim that models have.
+SHAPES = [(4, 2, 32, "float16"), (7, 1, 64, "float16"), (3, 3, 20, "float16")]
+GPU_SHAPES = [
+    (2, 1, 64, "float16"),
+    (3, 3, 80, "float16"),
+    (8, 1, 96, "float16"),
+    (14, 2, 128, "float16"),
+    (2, 1, 128, "float32"),
+]
+MORE_SHAPES = [
+    (9, 1, 128, "float16"),
+    (24, 2, 64, "float16"),
+    *((group, 1, 128, "float16") for group in (1, 2, 3, 4, 5, 6, 8)),
+    (2, 1, 256, "float16"),
+    (1, 1, 256, "float32"),
+    (4, 4, 20, "float32"),
+    (6, 2, 112, "float16"),
+]
 
 
 def expected_attention(
@@ -36,104 +55,167 @@ def indptr(lengths: list[int]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
 
 
-@pytest.mark.parametrize(
-    ("heads", "kv_heads", "d", "lengths"),
-    [(4, 2, 32, [70, 1, 33]), (14, 2, 64, [130]), (3, 3, 20, [9, 100])],
-)
-def test_ragged(heads: int, kv_heads: int, d: int, lengths: list[int]) -> None:
-    rng = np.random.default_rng(0)
-    kernel = Kernel(cpu.attention_prefill_ragged(HOST, heads, kv_heads, d, "float16"))
-    n, at = sum(lengths), indptr(lengths)
-    q, k, v = (
-        rng.standard_normal((n, h, d)).astype(np.float16) for h in (heads, kv_heads, kv_heads)
-    )
-    unused = np.zeros(n, np.int32), np.zeros(len(lengths), np.int32)
-    for causal in (True, False):
-        out, lse = poisoned((n, heads, d), "float16"), poisoned((n, heads), "float32")
-        kernel(q, at, k, v, at, *unused, out, lse, int(causal), 0, 1.0, 1e4, d**-0.5)
-        for a, b in itertools.pairwise(at):
-            want, want_lse = expected_attention(q[a:b], k[a:b], v[a:b], causal=causal)
-            assert relative_error(out[a:b], want) < 1e-3
-            np.testing.assert_allclose(lse[a:b], want_lse, atol=1e-4)
-
-
 class Pages:
-    """Random keys and values of several sequences, in pages that lie in no order."""
+    """Random keys and values of several sequences, in pages that lie in no order. What no sequence
+    has written is NaN.
+    """
 
-    def __init__(self, lengths: list[int], kv_heads: int, d: int, rng: np.random.Generator) -> None:
+    def __init__(
+        self, lengths: list[int], kv_heads: int, d: int, rng: Random, dtype: str = "float16"
+    ) -> None:
         counts = [-(-length // PAGE) for length in lengths]
         total = sum(counts) + 3
-        self.pages = rng.standard_normal((total, 2, kv_heads, PAGE, d)).astype(np.float16)
+        self.pages = np.full((total, 2, kv_heads, PAGE, d), np.nan, dtype)
         self.values = rng.permutation(total).astype(np.int32)[: sum(counts)]
         self.indptr = indptr(counts)
         self.last = np.array([(n - 1) % PAGE + 1 if n else 0 for n in lengths], np.int32)
         self.lengths = lengths
+        for b, length in enumerate(lengths):
+            for i in range(length):
+                page = self.values[self.indptr[b] + i // PAGE]
+                self.pages[page, :, :, i % PAGE] = rng.normal(2, kv_heads, d, dtype=dtype)
+
+    @property
+    def tables(self) -> tuple[np.ndarray, ...]:
+        """What kernels are told of the pages, and of offsets for a rotation that is none."""
+        unused = np.zeros(len(self.lengths), np.int32)
+        return self.pages, self.indptr, self.values, self.last, unused
 
     def keys_and_values(self, b: int) -> tuple[np.ndarray, np.ndarray]:
         mine = self.pages[self.values[self.indptr[b] : self.indptr[b + 1]]]
         flat = mine.transpose(1, 0, 3, 2, 4).reshape(2, -1, mine.shape[2], mine.shape[4])
         return flat[0, : self.lengths[b]], flat[1, : self.lengths[b]]
 
+    def check(self, b: int, q: np.ndarray, out: np.ndarray, lse: np.ndarray, seed: int) -> None:
+        """out [n, h, d] and lse [n, h] are attention of q over sequence b."""
+        if self.lengths[b] == 0:  # nothing to attend to: no weight in a merge
+            assert (out == 0).all()
+            assert (lse < -4e4).all()
+            return
+        want, want_lse = expected_attention(q, *self.keys_and_values(b), causal=False)
+        assert relative_error(out, want) < TOLERANCE[str(q.dtype)], (b, seed)
+        np.testing.assert_allclose(lse, want_lse, atol=1e-4, err_msg=f"{b}, {seed}")
 
-@pytest.mark.parametrize(("heads", "kv_heads", "d"), [(4, 2, 32), (7, 1, 64)])
-def test_paged_prefill_and_decode(heads: int, kv_heads: int, d: int) -> None:
-    rng = np.random.default_rng(1)
-    lengths, new = [5, 0, 150, 64], [3, 7, 40, 1]
-    cache = Pages(lengths, kv_heads, d, rng)
+
+def check_ragged(
+    backend: Backend,
+    heads: int,
+    kv_heads: int,
+    d: int,
+    dtype: str,
+    lengths: list[int],
+    rng: Random,
+) -> None:
+    function = backend.kernels.attention_prefill_ragged(backend.target, heads, kv_heads, d, dtype)
+    kernel = backend.compile(function)
+    n, at = sum(lengths), indptr(lengths)
+    q, k, v = (rng.normal(n, h, d, dtype=dtype) for h in (heads, kv_heads, kv_heads))
+    unused = np.zeros(n, np.int32), np.zeros(len(lengths), np.int32)
+    for causal in (True, False):
+        out, lse = poisoned((n, heads, d), dtype), poisoned((n, heads), "float32")
+        kernel(q, at, k, v, at, *unused, out, lse, int(causal), 0, 1.0, 1e4, d**-0.5)
+        for a, b in itertools.pairwise(at):
+            want, want_lse = expected_attention(q[a:b], k[a:b], v[a:b], causal=causal)
+            assert relative_error(out[a:b], want) < TOLERANCE[dtype], (a, b, rng.seed)
+            np.testing.assert_allclose(lse[a:b], want_lse, atol=1e-4, err_msg=str(rng.seed))
+
+
+def check_paged(
+    backend: Backend,
+    heads: int,
+    kv_heads: int,
+    d: int,
+    dtype: str,
+    lengths: list[int],
+    new: list[int],
+    rng: Random,
+) -> None:
+    """`new` queries of each sequence over the `lengths` keys that it has in pages."""
+    cache = Pages(lengths, kv_heads, d, rng, dtype)
     at = indptr(new)
-    q = rng.standard_normal((sum(new), heads, d)).astype(np.float16)
-    batch = len(new)
-    out, lse = poisoned((len(q), heads, d), "float16"), poisoned((len(q), heads), "float32")
-    tables = cache.pages, cache.indptr, cache.values, cache.last, np.zeros(batch, np.int32)
-    prefill = Kernel(cpu.attention_prefill_paged(HOST, heads, kv_heads, d, "float16"))
+    q = rng.normal(sum(new), heads, d, dtype=dtype)
+    out, lse = poisoned((len(q), heads, d), dtype), poisoned((len(q), heads), "float32")
+    function = backend.kernels.attention_prefill_paged(backend.target, heads, kv_heads, d, dtype)
+    positions = np.zeros(len(q), np.int32)
     numbers = 1.0, 1e4, d**-0.5
-    prefill(q, at, *tables, np.zeros(len(q), np.int32), out, lse, 0, 0, *numbers)
+    backend.compile(function)(q, at, *cache.tables, positions, out, lse, 0, 0, *numbers)
+    for b, (first, last) in enumerate(itertools.pairwise(at)):
+        rows = slice(first, last)
+        cache.check(b, q[rows], out[rows], lse[rows], rng.seed)
 
-    one = q[at[:-1]]
-    out_one, lse_one = poisoned((batch, heads, d), "float16"), poisoned((batch, heads), "float32")
-    decode = Kernel(cpu.attention_decode_paged(HOST, heads, kv_heads, d, "float16"))
-    decode(one, *tables, np.zeros(batch, np.int32), out_one, lse_one, 0, *numbers)
 
+def check_decode(
+    backend: Backend,
+    heads: int,
+    kv_heads: int,
+    d: int,
+    dtype: str,
+    lengths: list[int],
+    rng: Random,
+    **options: int,
+) -> None:
+    cache = Pages(lengths, kv_heads, d, rng, dtype)
+    batch = len(lengths)
+    q = rng.normal(batch, heads, d, dtype=dtype)
+    out, lse = poisoned((batch, heads, d), dtype), poisoned((batch, heads), "float32")
+    function = backend.kernels.attention_decode_paged(
+        backend.target, heads, kv_heads, d, dtype, **options
+    )
+    positions = np.zeros(batch, np.int32)
+    backend.compile(function)(q, *cache.tables, positions, out, lse, 0, 1.0, 1e4, d**-0.5)
     for b in range(batch):
-        rows = slice(at[b], at[b + 1])
-        if lengths[b] == 0:  # nothing to attend to: no weight in a merge
-            assert (out[rows] == 0).all()
-            assert (lse[rows] < -4e4).all()
-            continue
-        k, v = cache.keys_and_values(b)
-        want, want_lse = expected_attention(q[rows], k, v, causal=False)
-        assert relative_error(out[rows], want) < 1e-3
-        np.testing.assert_allclose(lse[rows], want_lse, atol=1e-4)
-        assert relative_error(out_one[b : b + 1], want[:1]) < 1e-3
-        np.testing.assert_allclose(lse_one[b : b + 1], want_lse[:1], atol=1e-4)
+        cache.check(b, q[b : b + 1], out[b : b + 1], lse[b : b + 1], rng.seed)
 
 
-def test_merging_two_halves_is_attention_over_all() -> None:
-    rng = np.random.default_rng(2)
-    q = rng.standard_normal((5, 4, 32)).astype(np.float32)
-    k, v = (rng.standard_normal((40, 2, 32)).astype(np.float32) for _ in range(2))
+@pytest.mark.parametrize(("heads", "kv_heads", "d", "dtype"), SHAPES)
+def test_ragged(
+    backend: Backend, heads: int, kv_heads: int, d: int, dtype: str, rng: Random
+) -> None:
+    check_ragged(backend, heads, kv_heads, d, dtype, [70, 1, 33], rng)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "d", "dtype"), SHAPES)
+def test_paged_prefill_and_decode(
+    backend: Backend, heads: int, kv_heads: int, d: int, dtype: str, rng: Random
+) -> None:
+    check_paged(backend, heads, kv_heads, d, dtype, [5, 0, 150, 64], [3, 7, 40, 1], rng)
+    check_decode(backend, heads, kv_heads, d, dtype, [5, 0, 150, 64], rng)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "d", "dtype"), GPU_SHAPES)
+def test_gpu_shapes(
+    gpu: Backend, heads: int, kv_heads: int, d: int, dtype: str, rng: Random
+) -> None:
+    check_decode(gpu, heads, kv_heads, d, dtype, [16, 17, 193], rng)
+    check_ragged(gpu, heads, kv_heads, d, dtype, [19], rng)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("heads", "kv_heads", "d", "dtype"), [*GPU_SHAPES, *MORE_SHAPES])
+def test_more_gpu_shapes(
+    gpu: Backend, heads: int, kv_heads: int, d: int, dtype: str, rng: Random
+) -> None:
+    check_decode(gpu, heads, kv_heads, d, dtype, [1, 63, 64, 65, 0, 300], rng)
+    check_ragged(gpu, heads, kv_heads, d, dtype, [1, 100, 16, 32], rng)
+    check_paged(gpu, heads, kv_heads, d, dtype, [100, 1, 0, 33], [5, 64, 1, 1], rng)
+
+
+def test_decode_with_fewer_blocks_than_spans(gpu: Backend, rng: Random) -> None:
+    # Two blocks for each of the two key heads and two sequences: each has several spans.
+    check_decode(gpu, 4, 2, 32, "float16", [500, 90], rng, most_blocks=8)
+
+
+def test_merging_two_halves_is_attention_over_all(backend: Backend, rng: Random) -> None:
+    heads, d = 14, 80
+    q = rng.normal(5, heads, d, dtype="float32")
+    k, v = (rng.normal(40, 2, d, dtype="float32") for _ in range(2))
     want, want_lse = expected_attention(q, k, v, causal=False)
     halves = [
         expected_attention(q, k[part], v[part], causal=False)
         for part in (slice(15), slice(15, None))
     ]
     out, lse, other, other_lse = (x.astype(np.float32) for half in halves for x in half)
-    Kernel(cpu.merge_state(HOST, 4, 32, "float32"))(out, lse, other, other_lse)
-    assert relative_error(out, want) < 1e-5
-    np.testing.assert_allclose(lse, want_lse, atol=1e-4)
-
-
-def test_append_to_pages() -> None:
-    rng = np.random.default_rng(3)
-    pages = np.zeros((3, 2, 2, PAGE, 8), np.float16)
-    k, v = (rng.standard_normal((4, 2, 8)).astype(np.float16) for _ in range(2))
-    Kernel(cpu.append_to_pages(HOST, 2, 8, "float16"))(
-        pages, k, v, np.array([5, -1, 40, 0], np.int32)
-    )
-    want = np.zeros_like(pages)
-    for row, slot in ((0, 5), (2, 40), (3, 0)):
-        want[slot // PAGE, 0, :, slot % PAGE], want[slot // PAGE, 1, :, slot % PAGE] = (
-            k[row],
-            v[row],
-        )
-    assert (pages == want).all()
+    merge = backend.kernels.merge_state(backend.target, heads, d, "float32")
+    backend.compile(merge)(out, lse, other, other_lse)
+    assert relative_error(out, want) < 1e-5, rng.seed
+    np.testing.assert_allclose(lse, want_lse, atol=1e-4, err_msg=str(rng.seed))

@@ -219,7 +219,9 @@ def _find_tile(group: int, rows: int):
 def _attend(target: Target, d: int, group: int, dtype: str, tile: _Tile):
     """TIR for one block: rows `first_row`... of a sequence, for the heads of one key head."""
     vec = vector_width(target, d, dtype)
-    part = vector_width(target, d, "float32")
+    # In shared memory rows are read in shorter vectors than they are written in. Where all accesses
+    # are alike, TVM makes the buffer one of vectors, and CUDA has no shared arrays of its half4.
+    part = max(1, min(vec // 2, 4)) if bytes_of(dtype) == 2 else vec
     pitch = d + _PAD
     loads = -(-tile.keys * (d // vec) // THREADS)
     # Scores: a thread has every `rows_apart`-th row and every `keys_apart`-th key.
