@@ -71,12 +71,12 @@ extern char __stop_cuda_shared[] __attribute__((weak, visibility("hidden")));
 }
 
 #define EMULATOR_UNCHECKED extern "C" __attribute__((no_sanitize("thread")))
-#define EMULATOR_KERNEL(name, dynamic_alignment)                                            \
+#define EMULATOR_KERNEL(name, dynamic_alignment)                                                \
   EMULATOR_UNCHECKED void emulator_entry(void** arguments) { emulator::call(name, arguments); } \
-  EMULATOR_UNCHECKED void emulator_shared(void** begin, void** end, size_t* alignment) {     \
-    *begin = __start_cuda_shared;                                                           \
-    *end = __stop_cuda_shared;                                                              \
-    *alignment = dynamic_alignment;                                                         \
+  EMULATOR_UNCHECKED void emulator_shared(void** begin, void** end, size_t* alignment) {        \
+    *begin = __start_cuda_shared;                                                               \
+    *end = __stop_cuda_shared;                                                                  \
+    *alignment = dynamic_alignment;                                                             \
   }
 
 #include "emulator/device_functions.h"

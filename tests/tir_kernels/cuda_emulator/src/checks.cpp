@@ -1,11 +1,11 @@
-// Checks of single memory accesses: what kernels report because g++ instrumented them for the thread
-// and the undefined-behaviour sanitizer, whose runtimes this file stands in for, and what collective
-// operations and copies report by hand.
+// Checks of single memory accesses: what kernels report because g++ instrumented them for the
+// thread and the undefined-behaviour sanitizer, whose runtimes this file stands in for, and what
+// collective operations and copies report by hand.
 #include <dlfcn.h>
 #include <link.h>
 
 #include <cstdint>
-#include <cstring>
+#include <cstdio>
 
 #include "memory.h"
 #include "scheduler.h"
@@ -21,8 +21,9 @@ struct Range {
   }
 };
 
-// Constants and jump tables of the kernels' libraries and of this one.
+// Segments of the kernels' libraries: constants, jump tables, variables declared __device__.
 std::vector<Range> libraries;
+Range last_library;
 
 // Who touched a byte of shared memory last. A barrier of the block orders everything, one of the
 // warp what its lanes did; an access whose epochs are older is ordered before the present one.
@@ -63,22 +64,40 @@ Stamp merge_readers(const Stamp& before, const Thread& now) {
   return {block.epoch, epoch, static_cast<uint16_t>(kSeveralOfWarp | warp)};
 }
 
-void check_shared(History* history, size_t offset, size_t bytes, Access access) {
+bool is_read(Access access) { return access == Access::kRead || access == Access::kAsyncRead; }
+
+const char* verb(Access access) { return is_read(access) ? "read" : "write"; }
+
+[[noreturn]] void fail_race(const char* memory, size_t byte, Access access, const char* before,
+                            const Stamp& other) {
+  char who[48];
+  if (other.thread == kSeveral) {
+    std::snprintf(who, sizeof who, "several threads");
+  } else if (other.thread & kSeveralOfWarp) {
+    std::snprintf(who, sizeof who, "several threads of warp %d", other.thread & ~kSeveralOfWarp);
+  } else {
+    std::snprintf(who, sizeof who, "thread number %d", other.thread);
+  }
+  fail(
+      "race in shared memory: a %s of byte %zu of the %s part, and a %s by %s that no barrier "
+      "puts before it",
+      verb(access), byte, memory, before, who);
+}
+
+void check_shared(const char* memory, History* history, size_t offset, size_t bytes,
+                  Access access) {
   const Thread& self = *current;
   uint64_t now = ++events;
   for (size_t i = offset; i < offset + bytes; ++i) {
     History& byte = history[i];
-    if (!is_ordered(byte.write, self)) {
-      fail("race in shared memory: byte %zu is %s by this thread and was written by another since the last barrier", i,
-           access == Access::kWrite ? "written" : "read");
-    }
-    bool reads = access == Access::kRead || access == Access::kAsyncRead;
+    if (!is_ordered(byte.write, self)) fail_race(memory, i, access, "write", byte.write);
+    bool reads = is_read(access);
     if (access == Access::kAsyncRead && byte.write.block_epoch >= block.first_epoch &&
         byte.written_at > block.threads[byte.write.thread].proxy_fence) {
       fail("byte %zu of shared memory is read by wgmma; who wrote it made no fence.proxy.async", i);
     }
     if (!reads && !is_ordered(byte.read, self)) {
-      fail("race in shared memory: byte %zu is written by this thread and was read by another since the last barrier", i);
+      fail_race(memory, i, access, "read", byte.read);
     }
     if (reads) {
       byte.read = merge_readers(byte.read, self);
@@ -90,14 +109,13 @@ void check_shared(History* history, size_t offset, size_t bytes, Access access) 
 }
 
 bool is_in_library(const char* address, size_t bytes) {
+  if (last_library.contains(address, bytes)) return true;
   for (const Range& range : libraries) {
-    if (range.contains(address, bytes)) return true;
+    if (!range.contains(address, bytes)) continue;
+    last_library = range;
+    return true;
   }
   return false;
-}
-
-const char* verb(Access access) { 
-  return access == Access::kRead || access == Access::kAsyncRead ? "read" : "write";
 }
 
 }  // namespace
@@ -121,17 +139,20 @@ void register_library(const void* symbol) {
 
 void check_access(const void* pointer, size_t bytes, Access access) {
   auto address = static_cast<const char*>(pointer);
-  size_t offset = static_cast<size_t>(address - shared_window);
+  auto offset = static_cast<size_t>(address - shared_window);
   if (offset < kSharedWindow) {
     if (address < dynamic_shared_begin || address + bytes > dynamic_shared_end) {
       fail("%s of %zu bytes at byte %td of %td of dynamic shared memory", verb(access), bytes,
            address - dynamic_shared_begin, dynamic_shared_end - dynamic_shared_begin);
     }
-    return check_shared(dynamic_history, offset, bytes, access);
+    return check_shared("dynamic", dynamic_history, offset, bytes, access);
   }
-  if (address >= static_shared_begin && address + bytes <= static_shared_end) {
-    return check_shared(static_history, static_cast<size_t>(address - static_shared_begin), bytes,
-                        access);
+  if (address + bytes > static_shared_begin && address < static_shared_end) {
+    offset = static_cast<size_t>(address - static_shared_begin);
+    if (address < static_shared_begin || address + bytes > static_shared_end) {
+      fail("%s of %zu bytes across the end of static shared memory", verb(access), bytes);
+    }
+    return check_shared("static", static_history, offset, bytes, access);
   }
   const char* stack = stack_of(*current);
   if (address >= stack && address + bytes <= stack + kStackBytes) return;
@@ -147,10 +168,10 @@ extern "C" {
 using emulator::Access;
 using emulator::check_access;
 
-#define INSTRUMENTED(bytes)                                                                \
-  void __tsan_read##bytes(void* p) { check_access(p, bytes, Access::kRead); }               \
-  void __tsan_write##bytes(void* p) { check_access(p, bytes, Access::kWrite); }             \
-  void __tsan_unaligned_read##bytes(void* p) { check_access(p, bytes, Access::kRead); }     \
+#define INSTRUMENTED(bytes)                                                             \
+  void __tsan_read##bytes(void* p) { check_access(p, bytes, Access::kRead); }           \
+  void __tsan_write##bytes(void* p) { check_access(p, bytes, Access::kWrite); }         \
+  void __tsan_unaligned_read##bytes(void* p) { check_access(p, bytes, Access::kRead); } \
   void __tsan_unaligned_write##bytes(void* p) { check_access(p, bytes, Access::kWrite); }
 INSTRUMENTED(1)
 INSTRUMENTED(2)

@@ -38,7 +38,8 @@ struct Allocation {
 auto& allocations = *new std::map<const ffi::Object*, Allocation>;
 
 ffi::Any invoke(ffi::AnyView machine, ffi::AnyView closure, const ffi::Array<ffi::Any>& arguments) {
-  static ffi::Function invoke_closure = ffi::Function::GetGlobalRequired("vm.builtin.invoke_closure");
+  static ffi::Function invoke_closure =
+      ffi::Function::GetGlobalRequired("vm.builtin.invoke_closure");
   std::vector<ffi::AnyView> views{machine, closure};
   for (const ffi::Any& argument : arguments) views.push_back(argument);
   ffi::Any result;

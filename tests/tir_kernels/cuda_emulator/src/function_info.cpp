@@ -12,7 +12,9 @@ namespace {
 class Writer {
  public:
   template <typename T>
-  void value(T number) { bytes.append(reinterpret_cast<const char*>(&number), sizeof number); }
+  void value(T number) {
+    bytes.append(reinterpret_cast<const char*>(&number), sizeof number);
+  }
   void string(const char* data, size_t size) {
     value<uint64_t>(size);
     bytes.append(data, size);
@@ -36,7 +38,8 @@ class Reader {
 
  private:
   const char* take(size_t size) {
-    if (size > bytes_.size() - position_) throw std::runtime_error("not the bytes of a CUDA module");
+    if (size > bytes_.size() - position_)
+      throw std::runtime_error("not the bytes of a CUDA module");
     position_ += size;
     return bytes_.data() + position_ - size;
   }
@@ -76,7 +79,8 @@ CudaModuleContent read_module(const std::string& bytes) {
     for (auto n = reader.value<uint64_t>(); n > 0; --n) {
       info->argument_types.push_back(reader.value<DLDataType>());
     }
-    for (auto n = reader.value<uint64_t>(); n > 0; --n) info->launch_tags.push_back(reader.string());
+    for (auto n = reader.value<uint64_t>(); n > 0; --n)
+      info->launch_tags.push_back(reader.string());
     for (auto n = reader.value<uint64_t>(); n > 0; --n) {
       info->extra_tags.push_back(reader.value<int32_t>());
     }

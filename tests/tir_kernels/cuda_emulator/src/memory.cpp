@@ -2,8 +2,10 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <stdexcept>
@@ -21,7 +23,9 @@ std::map<uintptr_t, size_t> allocations;  // start and size
 struct Range {
   uintptr_t begin, end;
 };
-Range last_hit;  // most accesses fall where the one before fell
+// Where accesses fell lately: a kernel goes to and fro between a few tensors.
+Range recent[8];
+int next_recent;
 
 size_t mapped_bytes(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage + 2 * kPage; }
 
@@ -46,18 +50,20 @@ void release(void* address) {
   if (found == allocations.end()) throw std::runtime_error("freed what was not allocated");
   munmap(static_cast<char*>(address) - kPage, mapped_bytes(found->second));
   allocations.erase(found);
-  last_hit = {};
+  std::fill(std::begin(recent), std::end(recent), Range{});
 }
 
 bool is_allocated(const void* address, size_t bytes) {
   auto begin = reinterpret_cast<uintptr_t>(address);
-  if (begin >= last_hit.begin && begin + bytes <= last_hit.end) return true;
+  for (const Range& range : recent) {
+    if (begin >= range.begin && begin + bytes <= range.end) return true;
+  }
   std::lock_guard<std::mutex> lock(registry_lock);
   auto found = allocations.upper_bound(begin);
   if (found == allocations.begin()) return false;
   --found;
   if (begin + bytes > found->first + found->second) return false;
-  last_hit = {found->first, found->first + found->second};
+  recent[next_recent++ % std::size(recent)] = {found->first, found->first + found->second};
   return true;
 }
 

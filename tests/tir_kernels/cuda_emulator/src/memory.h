@@ -5,7 +5,8 @@
 
 namespace emulator {
 
-// Zeroed bytes are the likeliest wrong result to look right: new memory is poison. 256-byte aligned.
+// Zeroed bytes are the likeliest wrong result to look right: new memory is poison. 256-byte
+// aligned.
 void* allocate(size_t bytes);
 // Throws std::runtime_error for what is not the start of an allocation.
 void release(void* address);

@@ -101,8 +101,12 @@ std::string describe_deadlock() {
   std::map<std::string, int> places;
   for (const Thread& thread : block.threads) {
     switch (thread.state) {
-      case State::kExited: ++places["have returned"]; break;
-      case State::kBlockBarrier: ++places["wait in __syncthreads"]; break;
+      case State::kExited:
+        ++places["have returned"];
+        break;
+      case State::kBlockBarrier:
+        ++places["wait in __syncthreads"];
+        break;
       default: {
         char mask[16];
         std::snprintf(mask, sizeof mask, "%08x", thread.waits_for);
@@ -111,11 +115,13 @@ std::string describe_deadlock() {
     }
   }
   char text[160];
-  std::snprintf(text, sizeof text, "%s, block (%u,%u,%u): threads wait for ever, because not all reach",
-                launch->name, block_position.x, block_position.y, block_position.z);
+  std::snprintf(text, sizeof text,
+                "%s, block (%u,%u,%u): threads wait for others for ever:", launch->name,
+                block_position.x, block_position.y, block_position.z);
   std::string message = text;
-  message += " the same point:";
-  for (const auto& [place, count] : places) message += " " + std::to_string(count) + " " + place + ",";
+  for (const auto& [place, count] : places) {
+    message += " " + std::to_string(count) + " " + place + ",";
+  }
   message.pop_back();
   return message;
 }
@@ -262,7 +268,7 @@ void warp_collective(const char* name, unsigned mask, void* operands, Combine co
   for (Rendezvous& other : warp.pending) {
     if (!(other.mask & mask)) continue;
     if (other.mask != mask || other.combine != combine) {
-      fail("lanes of one warp meet in different operations: %s with mask %08x and %s with mask %08x",
+      fail("lanes of one warp meet in different operations: %s with mask %08x, %s with mask %08x",
            name, mask, other.name, other.mask);
     }
     mine = &other;
@@ -316,7 +322,7 @@ void warpgroup_collective(const char* name, void* operands, Combine combine) {
 
 void warp_barrier(unsigned mask) {
   warp_collective("__syncwarp", mask, nullptr, [](void**, unsigned) {
-    // Whole-warp granularity: a barrier of some lanes is taken for one of all when races are judged.
+    // A barrier of some lanes is taken for one of all where races are judged.
     ++block.warps[current->warp].epoch;
   });
 }
@@ -345,7 +351,8 @@ void run(const Launch& requested) {
   for (uint32_t n : order) {
     run_block({n % grid.x, n / grid.x % grid.y, n / (grid.x * grid.y)});
     if (!error.empty()) {
-      throw std::runtime_error(error + " (seed of this launch: " + std::to_string(first_state) + ")");
+      error += " (seed of this launch: " + std::to_string(first_state) + ")";
+      throw std::runtime_error(error);
     }
   }
 }

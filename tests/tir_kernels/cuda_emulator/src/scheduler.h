@@ -96,7 +96,8 @@ char* stack_of(const Thread& thread);
 uint32_t random_below(uint32_t limit);
 // Seeds every launch that follows.
 void seed(uint64_t value);
-// Runs a whole grid. Throws std::runtime_error with the first error of the first block that has one.
+// Runs a whole grid. Throws std::runtime_error with the first error of the first block that has
+// one.
 void run(const Launch& launch);
 
 }  // namespace emulator

@@ -34,10 +34,16 @@ int capability = 0;
 
 size_t shared_memory_limit() {
   switch (capability) {
-    case 75: return 64 << 10;
-    case 80: case 87: return 163 << 10;
-    case 86: case 89: return 99 << 10;
-    default: return 227 << 10;
+    case 75:
+      return 64 << 10;
+    case 80:
+    case 87:
+      return 163 << 10;
+    case 86:
+    case 89:
+      return 99 << 10;
+    default:
+      return 227 << 10;
   }
 }
 
@@ -47,22 +53,45 @@ class EmulatedDevice final : public runtime::DeviceAPI {
 
   void GetAttr(tvm::Device device, runtime::DeviceAttrKind kind, ffi::Any* result) final {
     switch (kind) {
-      case runtime::kExist: *result = capability > 0 && device.device_id == 0; return;
-      case runtime::kMaxThreadsPerBlock: *result = kMaxThreads; return;
-      case runtime::kWarpSize: *result = kWarpSize; return;
-      case runtime::kMaxSharedMemoryPerBlock: *result = 48 << 10; return;
+      case runtime::kExist:
+        *result = capability > 0 && device.device_id == 0;
+        return;
+      case runtime::kMaxThreadsPerBlock:
+        *result = kMaxThreads;
+        return;
+      case runtime::kWarpSize:
+        *result = kWarpSize;
+        return;
+      case runtime::kMaxSharedMemoryPerBlock:
+        *result = 48 << 10;
+        return;
       case runtime::kComputeVersion:
         *result = std::to_string(capability / 10) + "." + std::to_string(capability % 10);
         return;
-      case runtime::kDeviceName: *result = "emulated CUDA device"; return;
-      case runtime::kMaxClockRate: *result = 1000000; return;
-      case runtime::kMultiProcessorCount: *result = 4; return;
-      case runtime::kMaxThreadDimensions: *result = "[1024, 1024, 64]"; return;
-      case runtime::kMaxRegistersPerBlock: *result = 65536; return;
-      case runtime::kL2CacheSizeBytes: *result = 4 << 20; return;
+      case runtime::kDeviceName:
+        *result = "emulated CUDA device";
+        return;
+      case runtime::kMaxClockRate:
+        *result = 1000000;
+        return;
+      case runtime::kMultiProcessorCount:
+        *result = 4;
+        return;
+      case runtime::kMaxThreadDimensions:
+        *result = "[1024, 1024, 64]";
+        return;
+      case runtime::kMaxRegistersPerBlock:
+        *result = 65536;
+        return;
+      case runtime::kL2CacheSizeBytes:
+        *result = 4 << 20;
+        return;
       case runtime::kTotalGlobalMemory:
-      case runtime::kAvailableGlobalMemory: *result = int64_t{8} << 30; return;
-      default: return;
+      case runtime::kAvailableGlobalMemory:
+        *result = int64_t{8} << 30;
+        return;
+      default:
+        return;
     }
   }
 
@@ -110,7 +139,8 @@ Kernel load_kernel(const std::string& library) {
   if (!handle) TVM_FFI_THROW(RuntimeError) << dlerror();
   Kernel kernel{};
   kernel.entry = reinterpret_cast<void (*)(void**)>(dlsym(handle, "emulator_entry"));
-  auto shared = reinterpret_cast<void (*)(char**, char**, size_t*)>(dlsym(handle, "emulator_shared"));
+  auto shared =
+      reinterpret_cast<void (*)(char**, char**, size_t*)>(dlsym(handle, "emulator_shared"));
   shared(&kernel.static_shared_begin, &kernel.static_shared_end, &kernel.dynamic_shared_alignment);
   register_library(reinterpret_cast<void*>(kernel.entry));
   return kernel;
@@ -329,16 +359,18 @@ TVM_FFI_STATIC_INIT_BLOCK() {
       .def("cuda_emulator.ffi.Module.create.cuda", create_from_source)
       .def("cuda_emulator.ffi.Module.load_from_bytes.cuda", load_module)
       .def("cuda_emulator.start_planning", [] { planned.emplace(); })
-      .def("cuda_emulator.stop_planning", [] {
-        auto launches = planned.value();
-        planned.reset();
-        return launches;
-      })
-      .def("cuda_emulator.take_matrix_loads", [] {
-        ffi::Array<int64_t> taken{matrix_loads.matrices, matrix_loads.wavefronts};
-        matrix_loads = {};
-        return taken;
-      })
+      .def("cuda_emulator.stop_planning",
+           [] {
+             auto launches = planned.value();
+             planned.reset();
+             return launches;
+           })
+      .def("cuda_emulator.take_matrix_loads",
+           [] {
+             ffi::Array<int64_t> taken{matrix_loads.matrices, matrix_loads.wavefronts};
+             matrix_loads = {};
+             return taken;
+           })
       .def("cuda_emulator.emulate_imports", emulate_imports)
       .def_packed("cuda_emulator.launch", launch_library)
       .def("cuda_emulator.seed", [](int64_t value) { seed(static_cast<uint64_t>(value)); })

@@ -26,9 +26,15 @@ void combine_shuffle(void** operands, unsigned mask) {
     auto& mine = *static_cast<ShuffleOperands*>(operands[i]);
     int section = i & ~(mine.width - 1), within = i & (mine.width - 1), source = i;
     switch (mine.kind) {
-      case Shuffle::kIndex: source = section | (mine.argument & (mine.width - 1)); break;
-      case Shuffle::kXor: source = i ^ mine.argument; break;
-      case Shuffle::kUp: source = within >= mine.argument ? i - mine.argument : i; break;
+      case Shuffle::kIndex:
+        source = section | (mine.argument & (mine.width - 1));
+        break;
+      case Shuffle::kXor:
+        source = i ^ mine.argument;
+        break;
+      case Shuffle::kUp:
+        source = within >= mine.argument ? i - mine.argument : i;
+        break;
       case Shuffle::kDown:
         source = within + mine.argument < mine.width ? i + mine.argument : i;
         break;
@@ -164,20 +170,20 @@ unsigned ballot(unsigned mask, bool predicate) {
 void mma_m16n8k16(Element type, float* d, const uint32_t* a, const uint32_t* b, const float* c) {
   MmaOperands mine{d, a, b, c};
   whole_warp_collective("mma.m16n8k16", &mine,
-                  type == Element::kHalf ? combine_mma<Element::kHalf, 16>
-                                         : combine_mma<Element::kBfloat16, 16>);
+                        type == Element::kHalf ? combine_mma<Element::kHalf, 16>
+                                               : combine_mma<Element::kBfloat16, 16>);
 }
 
 void mma_m16n8k8(Element type, float* d, const uint32_t* a, const uint32_t* b, const float* c) {
   MmaOperands mine{d, a, b, c};
-  whole_warp_collective("mma.m16n8k8", &mine,
-                  type == Element::kHalf ? combine_mma<Element::kHalf, 8>
-                                         : combine_mma<Element::kBfloat16, 8>);
+  whole_warp_collective(
+      "mma.m16n8k8", &mine,
+      type == Element::kHalf ? combine_mma<Element::kHalf, 8> : combine_mma<Element::kBfloat16, 8>);
 }
 
 void load_matrix(int matrices, bool transposed, uint32_t* registers, const void* row) {
   if (current->lane < 8 * matrices) {
-    if (reinterpret_cast<uintptr_t>(row) % 16) fail("ldmatrix from a row that is not 16-byte aligned");
+    if (reinterpret_cast<uintptr_t>(row) % 16) fail("ldmatrix from a misaligned row");
     check_access(row, 16, Access::kRead);
   }
   MatrixOperands mine{matrices, transposed, registers, static_cast<const char*>(row)};

@@ -25,7 +25,7 @@ struct Descriptor {
         leading((bits >> 16 & 0x3fff) << 4),
         stride((bits >> 32 & 0x3fff) << 4),
         swizzle(static_cast<int>(bits >> 62)) {
-    if (bits >> 49 & 7) fail("wgmma with a base offset is not emulated: align operands to their swizzle");
+    if (bits >> 49 & 7) fail("a matrix descriptor with a base offset is not emulated");
   }
 
   // Where the eight elements (16 bytes) of `row` from 8 * chunk on are.
@@ -154,7 +154,7 @@ void combine_issue(void** all, unsigned) {
   auto [found, fresh] = group.in_flight.try_emplace(first.d);
   InFlight& flight = found->second;
   if (!fresh && (flight.n != product.n || flight.written_back)) {
-    fail("wgmma on accumulators that an earlier one of another shape, or only some threads, wait for");
+    fail("wgmma on sums that one of another shape has, or that only some threads waited for");
   }
   if (fresh) {
     flight.n = product.n;

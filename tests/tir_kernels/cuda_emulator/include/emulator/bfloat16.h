@@ -14,7 +14,9 @@ struct __nv_bfloat16 {
             int = 0>
   __nv_bfloat16(T& other) : bits(other.bits) {}
   template <typename T, typename = std::enable_if_t<std::is_same_v<T, __nv_bfloat16>>>
-  void operator=(const T& other) volatile { bits = other.bits; }
+  void operator=(const T& other) volatile {
+    bits = other.bits;
+  }
 
   static uint16_t round(float value) {
     uint32_t word;

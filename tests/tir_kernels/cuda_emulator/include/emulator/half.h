@@ -18,7 +18,9 @@ struct __half {
   template <typename T, typename = std::enable_if_t<std::is_same_v<T, volatile __half>>, int = 0>
   __half(T& other) : bits(other.bits) {}
   template <typename T, typename = std::enable_if_t<std::is_same_v<T, __half>>>
-  void operator=(const T& other) volatile { bits = other.bits; }
+  void operator=(const T& other) volatile {
+    bits = other.bits;
+  }
 
   static uint16_t round(float value) {
     _Float16 narrow = static_cast<_Float16>(value);
@@ -42,67 +44,67 @@ struct alignas(4) __half2 {
 };
 using half2 = __half2;
 
-#define EMULATOR_OPERATORS(scalar, vector)                                                        \
-  inline scalar operator+(scalar a, scalar b) { return scalar(float(a) + float(b)); }             \
-  inline scalar operator-(scalar a, scalar b) { return scalar(float(a) - float(b)); }             \
-  inline scalar operator*(scalar a, scalar b) { return scalar(float(a) * float(b)); }             \
-  inline scalar operator/(scalar a, scalar b) { return scalar(float(a) / float(b)); }             \
-  inline scalar operator-(scalar a) { return scalar(-float(a)); }                                 \
-  inline scalar& operator+=(scalar& a, scalar b) { return a = a + b; }                            \
-  inline scalar& operator-=(scalar& a, scalar b) { return a = a - b; }                            \
-  inline scalar& operator*=(scalar& a, scalar b) { return a = a * b; }                            \
-  inline scalar& operator/=(scalar& a, scalar b) { return a = a / b; }                            \
-  inline bool operator==(scalar a, scalar b) { return float(a) == float(b); }                     \
-  inline bool operator!=(scalar a, scalar b) { return float(a) != float(b); }                     \
-  inline bool operator<(scalar a, scalar b) { return float(a) < float(b); }                       \
-  inline bool operator>(scalar a, scalar b) { return float(a) > float(b); }                       \
-  inline bool operator<=(scalar a, scalar b) { return float(a) <= float(b); }                     \
-  inline bool operator>=(scalar a, scalar b) { return float(a) >= float(b); }                     \
-  inline scalar __hadd(scalar a, scalar b) { return a + b; }                                      \
-  inline scalar __hsub(scalar a, scalar b) { return a - b; }                                      \
-  inline scalar __hmul(scalar a, scalar b) { return a * b; }                                      \
-  inline scalar __hdiv(scalar a, scalar b) { return a / b; }                                      \
-  inline scalar __hneg(scalar a) { return -a; }                                                   \
-  inline scalar __habs(scalar a) { return scalar(std::fabs(float(a))); }                          \
-  inline scalar __hfma(scalar a, scalar b, scalar c) {                                            \
-    return scalar(std::fma(float(a), float(b), float(c)));                                        \
-  }                                                                                               \
-  inline scalar __hmax(scalar a, scalar b) { return scalar(std::fmax(float(a), float(b))); }      \
-  inline scalar __hmin(scalar a, scalar b) { return scalar(std::fmin(float(a), float(b))); }      \
-  inline bool __heq(scalar a, scalar b) { return a == b; }                                        \
-  inline bool __hne(scalar a, scalar b) { return a != b; }                                        \
-  inline bool __hlt(scalar a, scalar b) { return a < b; }                                         \
-  inline bool __hgt(scalar a, scalar b) { return a > b; }                                         \
-  inline bool __hle(scalar a, scalar b) { return a <= b; }                                        \
-  inline bool __hge(scalar a, scalar b) { return a >= b; }                                        \
-  inline bool __hisnan(scalar a) { return std::isnan(float(a)); }                                 \
-  inline scalar hexp(scalar a) { return scalar(std::exp(float(a))); }                             \
-  inline scalar hexp2(scalar a) { return scalar(std::exp2(float(a))); }                           \
-  inline scalar hexp10(scalar a) { return scalar(std::pow(10.0f, float(a))); }                    \
-  inline scalar hlog(scalar a) { return scalar(std::log(float(a))); }                             \
-  inline scalar hlog2(scalar a) { return scalar(std::log2(float(a))); }                           \
-  inline scalar hlog10(scalar a) { return scalar(std::log10(float(a))); }                         \
-  inline scalar hsqrt(scalar a) { return scalar(std::sqrt(float(a))); }                           \
-  inline scalar hrsqrt(scalar a) { return scalar(1.0f / std::sqrt(float(a))); }                   \
-  inline scalar hrcp(scalar a) { return scalar(1.0f / float(a)); }                                \
-  inline scalar hsin(scalar a) { return scalar(std::sin(float(a))); }                             \
-  inline scalar hcos(scalar a) { return scalar(std::cos(float(a))); }                             \
-  inline scalar hfloor(scalar a) { return scalar(std::floor(float(a))); }                         \
-  inline scalar hceil(scalar a) { return scalar(std::ceil(float(a))); }                           \
-  inline scalar htrunc(scalar a) { return scalar(std::trunc(float(a))); }                         \
-  inline scalar hrint(scalar a) { return scalar(std::nearbyint(float(a))); }                      \
-  inline vector operator+(vector a, vector b) { return vector(a.x + b.x, a.y + b.y); }            \
-  inline vector operator-(vector a, vector b) { return vector(a.x - b.x, a.y - b.y); }            \
-  inline vector operator*(vector a, vector b) { return vector(a.x * b.x, a.y * b.y); }            \
-  inline vector operator/(vector a, vector b) { return vector(a.x / b.x, a.y / b.y); }            \
-  inline vector __hadd2(vector a, vector b) { return a + b; }                                     \
-  inline vector __hsub2(vector a, vector b) { return a - b; }                                     \
-  inline vector __hmul2(vector a, vector b) { return a * b; }                                     \
-  inline vector __h2div(vector a, vector b) { return a / b; }                                     \
-  inline vector __hneg2(vector a) { return vector(-a.x, -a.y); }                                  \
-  inline vector __hfma2(vector a, vector b, vector c) {                                           \
-    return vector(__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y));                                  \
-  }                                                                                               \
+#define EMULATOR_OPERATORS(scalar, vector)                                                         \
+  inline scalar operator+(scalar a, scalar b) { return scalar(float(a) + float(b)); }              \
+  inline scalar operator-(scalar a, scalar b) { return scalar(float(a) - float(b)); }              \
+  inline scalar operator*(scalar a, scalar b) { return scalar(float(a) * float(b)); }              \
+  inline scalar operator/(scalar a, scalar b) { return scalar(float(a) / float(b)); }              \
+  inline scalar operator-(scalar a) { return scalar(-float(a)); }                                  \
+  inline scalar& operator+=(scalar& a, scalar b) { return a = a + b; }                             \
+  inline scalar& operator-=(scalar& a, scalar b) { return a = a - b; }                             \
+  inline scalar& operator*=(scalar& a, scalar b) { return a = a * b; }                             \
+  inline scalar& operator/=(scalar& a, scalar b) { return a = a / b; }                             \
+  inline bool operator==(scalar a, scalar b) { return float(a) == float(b); }                      \
+  inline bool operator!=(scalar a, scalar b) { return float(a) != float(b); }                      \
+  inline bool operator<(scalar a, scalar b) { return float(a) < float(b); }                        \
+  inline bool operator>(scalar a, scalar b) { return float(a) > float(b); }                        \
+  inline bool operator<=(scalar a, scalar b) { return float(a) <= float(b); }                      \
+  inline bool operator>=(scalar a, scalar b) { return float(a) >= float(b); }                      \
+  inline scalar __hadd(scalar a, scalar b) { return a + b; }                                       \
+  inline scalar __hsub(scalar a, scalar b) { return a - b; }                                       \
+  inline scalar __hmul(scalar a, scalar b) { return a * b; }                                       \
+  inline scalar __hdiv(scalar a, scalar b) { return a / b; }                                       \
+  inline scalar __hneg(scalar a) { return -a; }                                                    \
+  inline scalar __habs(scalar a) { return scalar(std::fabs(float(a))); }                           \
+  inline scalar __hfma(scalar a, scalar b, scalar c) {                                             \
+    return scalar(std::fma(float(a), float(b), float(c)));                                         \
+  }                                                                                                \
+  inline scalar __hmax(scalar a, scalar b) { return scalar(std::fmax(float(a), float(b))); }       \
+  inline scalar __hmin(scalar a, scalar b) { return scalar(std::fmin(float(a), float(b))); }       \
+  inline bool __heq(scalar a, scalar b) { return a == b; }                                         \
+  inline bool __hne(scalar a, scalar b) { return a != b; }                                         \
+  inline bool __hlt(scalar a, scalar b) { return a < b; }                                          \
+  inline bool __hgt(scalar a, scalar b) { return a > b; }                                          \
+  inline bool __hle(scalar a, scalar b) { return a <= b; }                                         \
+  inline bool __hge(scalar a, scalar b) { return a >= b; }                                         \
+  inline bool __hisnan(scalar a) { return std::isnan(float(a)); }                                  \
+  inline scalar hexp(scalar a) { return scalar(std::exp(float(a))); }                              \
+  inline scalar hexp2(scalar a) { return scalar(std::exp2(float(a))); }                            \
+  inline scalar hexp10(scalar a) { return scalar(std::pow(10.0f, float(a))); }                     \
+  inline scalar hlog(scalar a) { return scalar(std::log(float(a))); }                              \
+  inline scalar hlog2(scalar a) { return scalar(std::log2(float(a))); }                            \
+  inline scalar hlog10(scalar a) { return scalar(std::log10(float(a))); }                          \
+  inline scalar hsqrt(scalar a) { return scalar(std::sqrt(float(a))); }                            \
+  inline scalar hrsqrt(scalar a) { return scalar(1.0f / std::sqrt(float(a))); }                    \
+  inline scalar hrcp(scalar a) { return scalar(1.0f / float(a)); }                                 \
+  inline scalar hsin(scalar a) { return scalar(std::sin(float(a))); }                              \
+  inline scalar hcos(scalar a) { return scalar(std::cos(float(a))); }                              \
+  inline scalar hfloor(scalar a) { return scalar(std::floor(float(a))); }                          \
+  inline scalar hceil(scalar a) { return scalar(std::ceil(float(a))); }                            \
+  inline scalar htrunc(scalar a) { return scalar(std::trunc(float(a))); }                          \
+  inline scalar hrint(scalar a) { return scalar(std::nearbyint(float(a))); }                       \
+  inline vector operator+(vector a, vector b) { return vector(a.x + b.x, a.y + b.y); }             \
+  inline vector operator-(vector a, vector b) { return vector(a.x - b.x, a.y - b.y); }             \
+  inline vector operator*(vector a, vector b) { return vector(a.x * b.x, a.y * b.y); }             \
+  inline vector operator/(vector a, vector b) { return vector(a.x / b.x, a.y / b.y); }             \
+  inline vector __hadd2(vector a, vector b) { return a + b; }                                      \
+  inline vector __hsub2(vector a, vector b) { return a - b; }                                      \
+  inline vector __hmul2(vector a, vector b) { return a * b; }                                      \
+  inline vector __h2div(vector a, vector b) { return a / b; }                                      \
+  inline vector __hneg2(vector a) { return vector(-a.x, -a.y); }                                   \
+  inline vector __hfma2(vector a, vector b, vector c) {                                            \
+    return vector(__hfma(a.x, b.x, c.x), __hfma(a.y, b.y, c.y));                                   \
+  }                                                                                                \
   inline vector __hmax2(vector a, vector b) { return vector(__hmax(a.x, b.x), __hmax(a.y, b.y)); } \
   inline vector __hmin2(vector a, vector b) { return vector(__hmin(a.x, b.x), __hmin(a.y, b.y)); }
 

@@ -66,7 +66,6 @@ void mma_m16n8k16(Element type, float* d, const uint32_t* a, const uint32_t* b, 
 void mma_m16n8k8(Element type, float* d, const uint32_t* a, const uint32_t* b, const float* c);
 void load_matrix(int matrices, bool transposed, uint32_t* registers, const void* row);
 
-
 // Hopper's products of a warpgroup, m64nNk16: a is four registers as for mma_m16n8k16, each warp
 // having 16 rows, or a matrix descriptor; b is a descriptor, K-major as well; d has n / 2 sums.
 // Addresses in descriptors count from `dynamic_shared`.

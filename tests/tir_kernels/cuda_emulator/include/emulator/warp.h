@@ -99,12 +99,22 @@ inline unsigned atomicInc(unsigned* address, unsigned limit) {
 }
 
 template <typename T>
-inline T __ldg(const T* address) { return *address; }
+inline T __ldg(const T* address) {
+  return *address;
+}
 template <typename T>
-inline T __ldcs(const T* address) { return *address; }
+inline T __ldcs(const T* address) {
+  return *address;
+}
 template <typename T>
-inline T __ldcg(const T* address) { return *address; }
+inline T __ldcg(const T* address) {
+  return *address;
+}
 template <typename T>
-inline void __stcs(T* address, T value) { *address = value; }
+inline void __stcs(T* address, T value) {
+  *address = value;
+}
 template <typename T>
-inline void __stcg(T* address, T value) { *address = value; }
+inline void __stcg(T* address, T value) {
+  *address = value;
+}
