@@ -15,7 +15,8 @@ from mlcawq.inspection.description import Description, size
 
 # Loading a library runs its initializers, and one built for another machine can crash: a process
 # of its own does it, with TVM's runtime only. An empty module (of an object file: no bytes, no
-# names) stands for GPU code whose device is not here; it is not run.
+# names) stands for GPU code whose device is not here, and a function for what the virtual machine
+# wants of the device's runtime; neither is run.
 _READ_METADATA = """
 import json, os, sys
 os.environ["TVM_USE_RUNTIME_LIB"] = "1"
@@ -26,6 +27,9 @@ for kind in ("cuda", "webgpu", "vulkan", "metal", "opencl", "rocm"):
     loader = "ffi.Module.load_from_bytes." + kind
     if tvm_ffi.get_global_func(loader, allow_missing=True) is None:
         tvm_ffi.register_global_func(loader, nothing)
+for name in ("get_cached_alloc", "run_or_capture"):
+    if tvm_ffi.get_global_func("vm.builtin.cuda_graph." + name, allow_missing=True) is None:
+        tvm_ffi.register_global_func("vm.builtin.cuda_graph." + name, nothing)
 try:
     module = tvm.runtime.load_module({path!r})
     vm = module["vm_load_executable"]()
