@@ -6,8 +6,8 @@ generated source can run elsewhere with functions of the same names and meaning.
 
 Registers are passed as pointers to local buffers (uint32 for packed pairs, float32 for sums), from
 `registers`; after inlining nothing is left of the pointers. Addresses in shared memory come from
-`shared_address`, those in global memory from T.address_of. Fragments are those of the PTX manual's figures: with
-g = lane / 4 and t = lane % 4,
+`shared_address`, those in global memory from T.address_of. Fragments are those of the PTX manual's
+figures: with g = lane / 4 and t = lane % 4,
 
     A [16, 16] row      (g, 2t) (g + 8, 2t) (g, 2t + 8) (g + 8, 2t + 8), pairs along columns
     B [16, 8] column    (2t, g) (2t + 8, g), pairs along rows
@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from tir_kernels._tvm import T, tvm
-
 
 _RETURNED = {"void": "void", "uint32": "unsigned", "uint64": "unsigned long long"}
 
@@ -57,7 +56,7 @@ class DeviceFunction:
 
 
 def registers(buffer: Any, *index: Any) -> Any:
-    """A pointer to a local buffer's elements from `index` on, for functions that read or write them.
+    """A pointer to a local buffer from element `index` on, for functions that read or write it.
 
     T.address_of would tell TVM of one element only, and it shrinks buffers to what it knows of.
     """
@@ -265,14 +264,41 @@ load_cached = DeviceFunction(
 """,
 )
 
-# From cursors in global memory, what does not change while the kernel runs: 16 bytes that nobody
-# reads again (d[4], cursor, offset), a word or a byte (cursor, offset) -> uint32.
+# Eight 16-bit values as four pairs: (d[4], pointer to local memory).
+pack = DeviceFunction(
+    "tir_pack",
+    "unsigned* d, const void* values",
+    """
+  const unsigned short* v = (const unsigned short*)values;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) d[i] = v[2 * i] | (unsigned)v[2 * i + 1] << 16;
+""",
+)
+
+# From cursors in global memory, what does not change while the kernel runs: 16, 8 or 4 bytes
+# that nobody reads again (d[], cursor, offset), a word or a byte (cursor, offset) -> uint32.
 load_streamed_at = DeviceFunction(
     "tir_load_streamed_at",
     "unsigned* d, unsigned long long cursor, int offset",
     """
   asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "l"(cursor + offset));
+""",
+)
+load_two_words_at = DeviceFunction(
+    "tir_load_two_words_at",
+    "unsigned* d, unsigned long long cursor, int offset",
+    """
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {%0, %1}, [%2];"
+               : "=r"(d[0]), "=r"(d[1]) : "l"(cursor + offset));
+""",
+)
+load_one_word_at = DeviceFunction(
+    "tir_load_one_word_at",
+    "unsigned* d, unsigned long long cursor, int offset",
+    """
+  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.u32 %0, [%1];"
+               : "=r"(d[0]) : "l"(cursor + offset));
 """,
 )
 load_word_at = DeviceFunction(
@@ -295,6 +321,12 @@ load_byte_at = DeviceFunction(
 """,
     "uint32",
 )
+
+
+def load_words_at(count: int) -> DeviceFunction:
+    """Read `count` (1, 2 or 4) words that nobody reads again: (d[count], cursor, offset)."""
+    return {1: load_one_word_at, 2: load_two_words_at, 4: load_streamed_at}[count]
+
 
 # Bytes of the eight of (low, high), the four nibbles of `selector` naming them: PTX's prmt.b32.
 permute_bytes = DeviceFunction(

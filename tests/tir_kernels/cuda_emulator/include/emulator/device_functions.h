@@ -63,6 +63,7 @@ inline void tir_load_cached(unsigned* d, const void* global) {
   d[2] = value.z;
   d[3] = value.w;
 }
+inline void tir_pack(unsigned* d, const void* values) { std::memcpy(d, values, 16); }
 inline void tir_load_streamed(unsigned* d, const void* global) { tir_load_cached(d, global); }
 
 // Cursors: a shared one counts from the start of dynamic shared memory.
@@ -81,6 +82,14 @@ inline void* emulator_shared_at(unsigned cursor, int offset) {
 }
 inline void tir_load_streamed_at(unsigned* d, unsigned long long cursor, int offset) {
   tir_load_cached(d, emulator_at(cursor, offset));
+}
+inline void tir_load_two_words_at(unsigned* d, unsigned long long cursor, int offset) {
+  uint2 value = emulator_load<uint2>(emulator_at(cursor, offset));
+  d[0] = value.x;
+  d[1] = value.y;
+}
+inline void tir_load_one_word_at(unsigned* d, unsigned long long cursor, int offset) {
+  d[0] = emulator_load<unsigned>(emulator_at(cursor, offset));
 }
 inline unsigned tir_load_word_at(unsigned long long cursor, int offset) {
   return emulator_load<unsigned>(emulator_at(cursor, offset));
