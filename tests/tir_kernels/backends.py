@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tir_kernels.cuda_emulator import emulate
+from tests.tir_kernels.cuda_emulator import emulate, why_not
 from tests.tir_kernels.kernels import HOST, Kernel
 from tir_kernels._tvm import IRModule, PrimFunc, Target, tvm
 from tir_kernels.dispatch import kernels_for
@@ -80,6 +80,8 @@ def backend_named(name: str) -> Backend:
 
         if isinstance(_vulkan(), Missing):
             pytest.skip(f"no Vulkan device: {_vulkan().reason}")
+    if name == "cuda" and why_not() is not None:
+        pytest.skip(f"no emulated CUDA: {why_not()}")
     return _BACKENDS[name]
 
 
