@@ -30,12 +30,17 @@ class Limits:
 
 
 def limits_of(target: Target) -> Limits:
-    """The limits of a target of kind webgpu or vulkan, WebGPU's guaranteed ones by default."""
+    """The limits of a target of kind webgpu or vulkan, WebGPU's guaranteed ones by default.
+
+    Where a target of kind vulkan does not say how large a binding may be, the device judges: its
+    tensors cannot be split anyway (`rows_in_binding`).
+    """
     attributes = target.attrs
+    unknown = 2**63 if target.kind.name == "vulkan" else BINDING_BYTES
     return Limits(
         int(attributes.get("max_shared_memory_per_block", WORKGROUP_BYTES)),
         int(attributes.get("max_num_threads", WORKGROUP_INVOCATIONS)),
-        int(attributes.get("max_storage_buffer_range", BINDING_BYTES)),
+        int(attributes.get("max_storage_buffer_range", unknown)),
     )
 
 

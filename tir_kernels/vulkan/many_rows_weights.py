@@ -110,7 +110,11 @@ def tiled_weights(shape: LinearShape) -> Weights:
         words, zeros, scale_pairs = T.meta_var(operands)
         lane = T.meta_var(thread % LANES)
         stripe = T.meta_var(T.min(block * (COLUMNS // TILE_N) + thread // LANES, count - 1))
-        registers[T.ramp(0, 1, 4)] = words[stripe, tile, lane]
+        # By way of a variable that is nothing but a vector: else four words are loaded singly.
+        four = T.alloc_buffer((4,), "int32", scope="local")
+        four[T.ramp(0, 1, 4)] = words[stripe, tile, lane]
+        for u in T.unroll(4):
+            registers[u] = four[u]
         for p in T.unroll(tile_groups):
             group = T.meta_var(T.min(tile * TILE_K // G + p, groups - 1))
             registers[4 + p] = zeros[stripe, group, lane // 16]

@@ -105,11 +105,18 @@ class Reader:
 
     def convert(self) -> Any:
         """An inline builder (registers, n, values): all values of the n-th read, fp32 [width]."""
-        width = self.width
+        width, tiled = self.width, self.tiled
 
         @T.inline
         def convert(registers, n, values):
-            if width == 8:
+            if tiled:
+                # In twos, as they were loaded: registers that are accessed in one way only are
+                # declared as vectors, and loads of vectors stay whole.
+                for i in T.unroll(2):
+                    values[T.ramp(2 * i, 1, 2)] = T.Cast(
+                        "float32x2", registers[T.ramp(n * 4 + 2 * i, 1, 2)]
+                    )
+            elif width == 8:
                 for i in T.unroll(4):
                     values[T.ramp(2 * i, 1, 2)] = T.call_pure_extern(
                         "float32x2", "unpack2x16float", registers[n * 4 + i]
