@@ -141,3 +141,6 @@ inline void tir_dequantize_bf16(unsigned* d, unsigned word, const unsigned* zero
     d[i] = emulator_bit_cast<unsigned>(value + emulator_bit_cast<__nv_bfloat162>(zeros[i]));
   }
 }
+
+#include "emulator/gemm_functions.h"
+#include "emulator/wgmma_functions.h"
