@@ -1,5 +1,7 @@
 """Kernels for NVIDIA GPUs from sm_75 on: tensor cores, fp32 sums."""
 
+from tir_kernels.cuda.dense import dense_linear
+from tir_kernels.cuda.w4a16 import w4a16_linear
 from tir_kernels.gpu import (
     add_rms_norm,
     append_to_pages,
@@ -32,6 +34,7 @@ __all__ = [
     "attention_prefill_paged",
     "attention_prefill_ragged",
     "copy_page",
+    "dense_linear",
     "last_row",
     "merge_state",
     "move_slots",
@@ -42,4 +45,5 @@ __all__ = [
     "softmax_with_temperature",
     "split_rotary",
     "take_rows",
+    "w4a16_linear",
 ]

@@ -24,6 +24,11 @@ class Epilogue:
     out_dtype: str
     silu: bool = False
 
+    @property
+    def stored(self) -> int:
+        """Outputs that are stored."""
+        return self.N // 2 if self.silu else self.N
+
 
 @dataclass(frozen=True)
 class Sums:
