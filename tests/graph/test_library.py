@@ -1,36 +1,19 @@
-"""Compiled libraries against float32 PyTorch models holding the same (dequantized) weights."""
+"""Compiled libraries for the CPU against PyTorch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import numpy as np
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
-from mlcawq.build.compile import compile_model
-from mlcawq.build.convert_weight import convert_weight
-from mlcawq.checkpoint.config import ModelConfig, read_config
-from tests.awq_checkpoints import make_awq_checkpoint
-from tests.graph.library_driver import LibraryDriver
-from tests.tiny_models import make_tiny_model
+from tests.graph.built_library import (
+    Built,
+    Case,
+    build,
+    check_batches_of_different_lengths,
+    check_prefill_in_chunks_then_decode,
+    check_verify_fork_and_rollback,
+)
 
 LONGROPE = {"rope_type": "longrope", "original_max_position_embeddings": 768}
-
-
-@dataclass(frozen=True)
-class Case:
-    """A family with its quirks. awq: make_awq_checkpoint's options, None to stay unquantized."""
-
-    family: str
-    model: dict[str, Any]
-    awq: dict[str, Any] | None
-    quantization: str
-    tolerance: float = 1e-2
-
 
 CASES = {
     "llama": Case(
@@ -54,90 +37,21 @@ CASES = {
 }
 
 
-@dataclass(frozen=True)
-class Built:
-    case: Case
-    config: ModelConfig
-    folder: Path
-    ids: list[int]
-    expected: np.ndarray  # logits [len(ids), vocabulary]
-
-    def driver(self) -> LibraryDriver:
-        return LibraryDriver(self.folder / "lib-cpu.so", self.folder)
-
-
 @pytest.fixture(scope="module", params=CASES)
 def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    case = CASES[request.param]
-    root = tmp_path_factory.mktemp(request.param)
-    plain = make_tiny_model(root / "plain", case.family, **case.model)
-    model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
-    checkpoint = plain
-    if case.awq is not None:
-        checkpoint, state = make_awq_checkpoint(plain, root / "awq", **case.awq)
-        model.load_state_dict(state, strict=False)
-    config = read_config(checkpoint)
-    folder = root / "built"
-    assert convert_weight(checkpoint, folder).quantization == case.quantization
-    library = compile_model(config, folder / "lib-cpu.so", prefill_chunk_size=256, max_batch_size=3)
-    assert library.metadata["quantization"] == case.quantization
-    ids = np.random.default_rng(0).integers(0, config.vocab_size, 600).tolist()
-    with torch.no_grad():
-        expected = model(torch.tensor([ids])).logits[0].numpy()
-    return Built(case, config, folder, ids, expected)
-
-
-def error(actual: np.ndarray, expected: np.ndarray) -> float:
-    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+    return build(CASES[request.param], tmp_path_factory.mktemp(request.param))
 
 
 def test_prefill_in_chunks_then_decode(built: Built) -> None:
-    driver, ids, tolerance = built.driver(), built.ids, built.case.tolerance
-    for sequence, length in enumerate((1, 7, 128, 513)):
-        driver.add(sequence)
-        for start in range(0, length, 256):
-            chunk = ids[start : min(start + 256, length)]
-            logits = driver.prefill(sequence, chunk)
-            assert error(logits, built.expected[start + len(chunk) - 1]) < tolerance
-        if length in (7, 513):
-            steps = range(length, length + 64)
-            got = np.stack([driver.decode(sequence, ids[i]) for i in steps])
-            assert error(got, built.expected[steps.start : steps.stop]) < tolerance
-        driver.remove(sequence)
+    check_prefill_in_chunks_then_decode(built)
 
 
 def test_batches_of_different_lengths(built: Built) -> None:
-    driver, ids, tolerance = built.driver(), built.ids, built.case.tolerance
-    lengths = {0: 5, 1: 40, 2: 17}
-    for sequence in lengths:
-        driver.add(sequence)
-    logits = driver.batch_prefill({s: ids[:n] for s, n in lengths.items()})
-    for row, n in zip(logits, lengths.values(), strict=True):
-        assert error(row, built.expected[n - 1]) < tolerance
-    # A second chunk on top of the cache, of other lengths, one sequence left out.
-    more = {0: 30, 2: 3}
-    logits = driver.batch_prefill({s: ids[lengths[s] : lengths[s] + n] for s, n in more.items()})
-    for row, (sequence, n) in zip(logits, more.items(), strict=True):
-        lengths[sequence] += n
-        assert error(row, built.expected[lengths[sequence] - 1]) < tolerance
-    for _ in range(4):
-        logits = driver.batch_decode({s: ids[n] for s, n in lengths.items()})
-        for row, n in zip(logits, lengths.values(), strict=True):
-            assert error(row, built.expected[n]) < tolerance
-        lengths = {s: n + 1 for s, n in lengths.items()}
+    check_batches_of_different_lengths(built)
 
 
 def test_verify_fork_and_rollback(built: Built) -> None:
-    driver, ids, tolerance = built.driver(), built.ids, built.case.tolerance
-    driver.add(0)
-    logits = driver.batch_verify(0, ids[:20])
-    assert error(logits, built.expected[:20]) < tolerance
-    # A fork shares the pages of its prefix, the last of them half full.
-    driver.fork(0, 1, 20)
-    assert error(driver.decode(1, ids[20]), built.expected[20]) < tolerance
-    assert error(driver.decode(0, ids[20]), built.expected[20]) < tolerance
-    driver.popn(0, 5)
-    assert error(driver.prefill(0, ids[16:30]), built.expected[29]) < tolerance
+    check_verify_fork_and_rollback(built)
 
 
 def test_parameters_are_those_of_the_folder(built: Built) -> None:
