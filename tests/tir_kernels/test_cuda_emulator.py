@@ -121,6 +121,18 @@ extern "C" __global__ void peek(float* y) {
     assert np.isnan(y).all()
 
 
+def test_dynamic_shared_memory_has_one_type_for_a_name() -> None:
+    kernel = """
+extern "C" __global__ void take_TYPE(TYPE* y) {
+  extern __shared__ __align__(16) TYPE dynamic[];
+  dynamic[0] = y[0];
+}
+"""
+    source = kernel.replace("TYPE", "float") + kernel.replace("TYPE", "half")
+    with pytest.raises(ValueError, match=r"float dynamic\[\]` and `half dynamic"):
+        run_source(source, "take_float", (1,), (1,), ramp(1), dynamic_shared=16)
+
+
 @pytest.mark.parametrize("alignment", [16, 128, 1024])
 def test_shared_memory_is_as_aligned_as_declared(alignment: int) -> None:
     source = """

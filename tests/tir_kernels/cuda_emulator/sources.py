@@ -25,8 +25,10 @@ def kernel_names(source: str) -> list[str]:
 def kernel_source(source: str, name: str) -> str:
     """C++ for one kernel of a CUDA source: its other kernels are left out.
 
-    Raises ValueError where the source does not define it.
+    Raises ValueError where the source does not define it, and for sources that g++ would take
+    kernel by kernel but CUDA's compilers refuse as a whole.
     """
+    _check_dynamic_shared(source)
     definitions = [match for match in _KERNEL.finditer(source) if match[2] == "{"]
     if not definitions:
         raise ValueError("the source defines no kernel")
@@ -41,3 +43,15 @@ def kernel_source(source: str, name: str) -> str:
     pointer = r"\g<type>* const \g<name> = (\g<type>*)emulator::dynamic_shared_start();"
     body = _DYNAMIC_SHARED.sub(pointer, body)
     return f"{before}{body}\nEMULATOR_KERNEL({name}, {max(declared, default=16)})\n"
+
+
+def _check_dynamic_shared(source: str) -> None:
+    """A name has one type in all kernels of a source: the variables are extern."""
+    types: dict[str, str] = {}
+    for match in _DYNAMIC_SHARED.finditer(source):
+        name, kind = match["name"], match["type"]
+        if types.setdefault(name, kind) != kind:
+            raise ValueError(
+                f"kernels of one source declare `extern __shared__ {types[name]} {name}[]` and "
+                f"`{kind} {name}[]`, which CUDA's compilers refuse: name the buffers by their type"
+            )
