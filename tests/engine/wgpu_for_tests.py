@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import secrets
 import subprocess
@@ -11,24 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
+from vulkan_device import needs_vulkan
 
-from mlcawq.errors import UserError
-
-
-@functools.cache
-def missing() -> str:
-    """Why this machine cannot run kernels through Vulkan; empty when it can."""
-    from mlcawq.engine import wgpu
-
-    try:
-        wgpu.load()
-    except UserError as error:
-        return " ".join(str(error).split())
-    return ""
-
-
-needs_vulkan = pytest.mark.skipif(bool(missing()), reason=f"no Vulkan device: {missing()}")
+__all__ = ["Random", "compiled", "needs_vulkan", "output", "run_python"]
 
 
 class Random:
