@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import pytest
 
 from tests.tir_kernels.backends import Random
 from tests.tir_kernels.cuda_emulator import emulate, why_not
-from tests.tir_kernels.kernels import poisoned, relative_error
-from tir_kernels import dispatch, reference
-from tir_kernels._tvm import Target
+from tests.tir_kernels.cuda_linears import check_dense, check_w4a16, target_of
+from tests.tir_kernels.kernels import poisoned
+from tir_kernels import dispatch
 from tir_kernels.cuda.by_rows import by_rows
 from tir_kernels.cuda.dense import dense_function
 from tir_kernels.cuda.dense_few_rows import dense_few_rows
@@ -28,63 +27,17 @@ from tir_kernels.cuda.few_rows_schedule import (
 )
 from tir_kernels.cuda.stock_few_rows import stock_few_rows
 from tir_kernels.cuda.tiled_few_rows import tiled_few_rows
-from tir_kernels.cuda.w4a16 import w4a16_function
 from tir_kernels.layouts import AUTOAWQ, TILED, LinearShape
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 ROWS = (*range(1, 10), 15, 16)
-DTYPES: dict[str, Any] = {
-    "float16": np.float16,
-    "bfloat16": ml_dtypes.bfloat16,
-    "float32": np.float32,
-}
-TOLERANCE = {"float16": 2e-3, "bfloat16": 8e-3, "float32": 1e-5}
-
-
-def target_of(arch: str) -> Target:
-    return Target({"kind": "cuda", "arch": arch}, host={"kind": "llvm"})
 
 
 def chosen(schedule_of: Any, kernel_of: Any) -> Any:
     """As the entries do it: a kernel for each range of rows, scheduled by rule."""
     *most, last = (kernel_of(schedule_of(rows)) for rows in ROW_LIMITS)
     return by_rows(ROW_LIMITS[:-1], most, last)
-
-
-def check_w4a16(
-    rng: Random,
-    shape: LinearShape,
-    multiply: Any,
-    rows: tuple[int, ...],
-    *,
-    layout: str = TILED,
-    dtype: str = "float16",
-    out_dtype: str | None = None,
-    bias: bool = False,
-    silu: bool = False,
-    arch: str = "sm_80",
-) -> None:
-    K, N, G = shape.K, shape.N, shape.group_size
-    epilogue = Epilogue(N, out_dtype or dtype, silu)
-    function = w4a16_function(shape, layout, dtype, bias, epilogue, multiply(epilogue))
-    kernel = emulate(function, target_of(arch))
-    stock = (
-        rng.integers(-(2**31), 2**31, (K, N // 8), dtype=np.int64).astype(np.int32),
-        rng.integers(-(2**31), 2**31, (K // G, N // 8), dtype=np.int64).astype(np.int32),
-        (rng.random((K // G, N)) * 0.02 + 0.001).astype(np.float16),
-    )
-    weights = reference.tile(*stock, silu) if layout == TILED else stock
-    offset = rng.normal(N, dtype=DTYPES[dtype]) if bias else None
-    for m in rows:
-        x = rng.normal(m, K, dtype=DTYPES[dtype])
-        out = poisoned((m, epilogue.stored), DTYPES[epilogue.out_dtype])
-        kernel(x, *weights, *([offset] if bias else []), out)
-        expected = reference.w4a16_linear(x, *stock, offset)
-        if silu:
-            expected = reference.silu_multiply(expected)
-        error = relative_error(out, expected)
-        assert error < TOLERANCE[epilogue.out_dtype], (m, error, rng.seed)
 
 
 @pytest.mark.parametrize(
@@ -184,30 +137,6 @@ def test_before_sm_80(rng: Random, layout: str) -> None:
         return stock_few_rows(shape, "float16", stock_few_rows_schedule(75, shape, 16), epilogue)
 
     check_w4a16(rng, shape, multiply, (2, 13), layout=layout, bias=True, arch="sm_75")
-
-
-def check_dense(
-    rng: Random,
-    K: int,
-    N: int,
-    multiply: Any,
-    rows: tuple[int, ...],
-    dtype: str,
-    out_dtype: str,
-    bias: bool,
-) -> None:
-    epilogue = Epilogue(N, out_dtype)
-    kernel = emulate(
-        dense_function(K, dtype, bias, epilogue, multiply(epilogue)), target_of("sm_80")
-    )
-    weight = rng.normal(N, K, dtype=DTYPES[dtype])
-    offset = rng.normal(N, dtype=DTYPES[dtype]) if bias else None
-    for m in rows:
-        x = rng.normal(m, K, dtype=DTYPES[dtype])
-        out = poisoned((m, N), DTYPES[out_dtype])
-        kernel(x, weight, *([offset] if bias else []), out)
-        error = relative_error(out, reference.dense_linear(x, weight, offset))
-        assert error < TOLERANCE[out_dtype], (m, error, rng.seed)
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def tiled_few_rows_schedule(capability: int, shape: LinearShape, rows: int) -> T
     machine = machine_of(capability)
     return min(
         tiled_few_rows_candidates(capability, shape, rows),
-        key=lambda schedule: _seconds(machine, shape, schedule),
+        key=lambda schedule: seconds(machine, shape, schedule),
     )
 
 
@@ -132,7 +132,7 @@ def _blocks_at_once(machine: Machine, shape: LinearShape, schedule: TiledFewRows
     return max(1, min(limits))
 
 
-def _seconds(machine: Machine, shape: LinearShape, schedule: TiledFewRows) -> float:
+def seconds(machine: Machine, shape: LinearShape, schedule: TiledFewRows) -> float:
     """The model. What bounds a kernel goes on at the same time, but none of it perfectly so: the
     sum of fourth powers makes a schedule better that has something to spare."""
     units, blocks, rounds = schedule.units(shape), schedule.blocks, schedule.rounds(shape)
