@@ -9,12 +9,14 @@ from typing import Any
 import tvm
 from tvm import IRModule
 from tvm.script import tirx as T  # noqa: N812 - TVMScript's own name for it
+from tvm.script.ir_builder import IRBuilder
 from tvm.script.parser.core.parser import ScriptMacro
 from tvm.target import Target
 from tvm.target.codegen import target_has_features
 from tvm.tirx import PrimFunc
 
 __all__ = [
+    "IRBuilder",
     "IRModule",
     "PrimFunc",
     "T",

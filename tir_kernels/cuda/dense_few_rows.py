@@ -66,7 +66,7 @@ def dense_few_rows(K: int, act_dtype: str, schedule: DenseFewRows, epilogue: Epi
     @T.inline
     def body(m, x, parameters, bias, out, stripe, warp, lane):
         (weight,) = parameters
-        shared = T.alloc_buffer((sums.floats,), "float32", scope="shared.dyn")
+        shared = T.meta_var(device.dynamic_shared(sums.floats, "float32"))
         w = T.alloc_buffer((D, 2, 4), "uint32", scope="local")
         b = T.alloc_buffer((D, eights, 4), "uint32", scope="local")
         a = T.alloc_buffer((4,), "uint32", scope="local")

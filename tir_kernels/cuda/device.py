@@ -19,7 +19,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tir_kernels._tvm import T, tvm
+from tir_kernels._tvm import IRBuilder, T, tvm
 
 _RETURNED = {"void": "void", "uint32": "unsigned", "uint64": "unsigned long long"}
 
@@ -61,6 +61,16 @@ def registers(buffer: Any, *index: Any) -> Any:
     T.address_of would tell TVM of one element only, and it shrinks buffers to what it knows of.
     """
     return buffer.access_ptr("rw", offset=buffer.offset_of(list(index))[0])
+
+
+def dynamic_shared(elements: int, dtype: str) -> Any:
+    """Allocate a block's dynamic shared memory: `shared = T.meta_var(dynamic_shared(n, dtype))`.
+
+    The variable is extern in the generated source, where all kernels of a module stand side by
+    side: a name has one type in all of them, so the type is part of the name.
+    """
+    buffer = T.alloc_buffer((elements,), dtype, scope="shared.dyn")
+    return IRBuilder.name(f"shared_{dtype}", buffer)
 
 
 def shared_address(buffer: Any, index: Any) -> Any:

@@ -128,8 +128,8 @@ def many_rows(
     def body(m, x, parameters, bias, out, token_block, block, split, warp, lane):
         # Of out's type for the last step; until then it is addressed by cursors. (A second buffer
         # on the same memory, by decl_buffer, would make TVM miscount the bytes.)
-        shared = T.alloc_buffer(
-            (plan.bytes // plan.store.element,), epilogue.out_dtype, scope="shared.dyn"
+        shared = T.meta_var(
+            device.dynamic_shared(plan.bytes // plan.store.element, epilogue.out_dtype)
         )
         sums = T.alloc_buffer((fragments * 4,), "float32", scope="local")
         a = T.alloc_buffer((2 * SN * 4 if schedule.wgmma else SN * 4,), "uint32", scope="local")

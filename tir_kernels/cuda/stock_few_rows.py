@@ -156,7 +156,7 @@ def stock_few_rows(
     @T.inline
     def body(m, x, parameters, bias, out, block, warp, lane):
         qweight, qzeros, scales = parameters
-        shared = T.alloc_buffer((shared_floats,), "float32", scope="shared.dyn")
+        shared = T.meta_var(device.dynamic_shared(shared_floats, "float32"))
         words = T.alloc_buffer((STEPS, 4, V), "uint32", scope="local")
         scale = T.alloc_buffer((round_groups, V, 4), "uint32", scope="local")
         zero = T.alloc_buffer((round_groups, V, 1), "uint32", scope="local")

@@ -148,7 +148,7 @@ def tiled_few_rows(
     @T.inline
     def body(m, x, parameters, bias, out, block, warp, lane):
         qweight, qzeros, scales = parameters
-        shared = T.alloc_buffer((shared_floats,), "float32", scope="shared.dyn")
+        shared = T.meta_var(device.dynamic_shared(shared_floats, "float32"))
         words = T.alloc_buffer((S, D, 4), "uint32", scope="local")
         scale = T.alloc_buffer((S, round_groups, 1), "uint32", scope="local")
         zero = T.alloc_buffer((S, round_groups, 1), "uint32", scope="local")
