@@ -97,7 +97,7 @@ def stock_few_rows(
     @T.inline
     def multiply_round(r, first, word, parameters, cursor, activation, weight, part, total):
         """Multiply a round's inputs, and ask for those of the next in their place."""
-        _, qzeros, scales = parameters
+        qzeros, scales = parameters[1:]
         words, scale, zero = weight
         zeros = T.alloc_buffer((V, 2, 4), "uint32", scope="local")
         pairs = T.alloc_buffer((2, 2, 4), "uint32", scope="local")
