@@ -79,7 +79,7 @@ class Activations:
 
         @T.inline
         def copy(state, m, lane, stage):
-            source, k, place, _ = state
+            source, k, place = state[:3]
             for j in T.serial(T.ceildiv(m, at_once), annotations={"disable_unroll": True}):
                 if lane // self.chunks + j * at_once < m:
                     device.copy_async_at(
