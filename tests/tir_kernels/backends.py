@@ -92,5 +92,5 @@ class Random(np.random.Generator):
         self.seed = secrets.randbits(32)
         super().__init__(np.random.PCG64(self.seed))
 
-    def normal(self, *shape: int, dtype: Any = "float16") -> np.ndarray:
+    def floats(self, *shape: int, dtype: Any = "float16") -> np.ndarray:
         return self.standard_normal(shape).astype(dtype)

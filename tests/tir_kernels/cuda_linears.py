@@ -56,9 +56,9 @@ def check_w4a16(
         (rng.random((K // G, N)) * 0.02 + 0.001).astype(np.float16),
     )
     weights = reference.tile(*stock, silu) if layout == TILED else stock
-    offset = rng.normal(N, dtype=DTYPES[dtype]) if bias else None
+    offset = rng.floats(N, dtype=DTYPES[dtype]) if bias else None
     for m in rows:
-        x = rng.normal(m, K, dtype=DTYPES[dtype])
+        x = rng.floats(m, K, dtype=DTYPES[dtype])
         out = poisoned((m, epilogue.stored), DTYPES[epilogue.out_dtype])
         kernel(x, *weights, *([offset] if bias else []), out)
         expected = reference.w4a16_linear(x, *stock, offset)
@@ -82,10 +82,10 @@ def check_dense(
     """The same for unquantized weights [N, K]."""
     epilogue = Epilogue(N, out_dtype)
     kernel = emulate(dense_function(K, dtype, bias, epilogue, multiply(epilogue)), target_of(arch))
-    weight = rng.normal(N, K, dtype=DTYPES[dtype])
-    offset = rng.normal(N, dtype=DTYPES[dtype]) if bias else None
+    weight = rng.floats(N, K, dtype=DTYPES[dtype])
+    offset = rng.floats(N, dtype=DTYPES[dtype]) if bias else None
     for m in rows:
-        x = rng.normal(m, K, dtype=DTYPES[dtype])
+        x = rng.floats(m, K, dtype=DTYPES[dtype])
         out = poisoned((m, N), DTYPES[out_dtype])
         kernel(x, weight, *([offset] if bias else []), out)
         error = relative_error(out, reference.dense_linear(x, weight, offset))

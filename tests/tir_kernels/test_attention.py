@@ -73,7 +73,7 @@ class Pages:
         for b, length in enumerate(lengths):
             for i in range(length):
                 page = self.values[self.indptr[b] + i // PAGE]
-                self.pages[page, :, :, i % PAGE] = rng.normal(2, kv_heads, d, dtype=dtype)
+                self.pages[page, :, :, i % PAGE] = rng.floats(2, kv_heads, d, dtype=dtype)
 
     @property
     def tables(self) -> tuple[np.ndarray, ...]:
@@ -109,7 +109,7 @@ def check_ragged(
     function = backend.kernels.attention_prefill_ragged(backend.target, heads, kv_heads, d, dtype)
     kernel = backend.compile(function)
     n, at = sum(lengths), indptr(lengths)
-    q, k, v = (rng.normal(n, h, d, dtype=dtype) for h in (heads, kv_heads, kv_heads))
+    q, k, v = (rng.floats(n, h, d, dtype=dtype) for h in (heads, kv_heads, kv_heads))
     unused = np.zeros(n, np.int32), np.zeros(len(lengths), np.int32)
     for causal in (True, False):
         out, lse = poisoned((n, heads, d), dtype), poisoned((n, heads), "float32")
@@ -133,7 +133,7 @@ def check_paged(
     """`new` queries of each sequence over the `lengths` keys that it has in pages."""
     cache = Pages(lengths, kv_heads, d, rng, dtype)
     at = indptr(new)
-    q = rng.normal(sum(new), heads, d, dtype=dtype)
+    q = rng.floats(sum(new), heads, d, dtype=dtype)
     out, lse = poisoned((len(q), heads, d), dtype), poisoned((len(q), heads), "float32")
     function = backend.kernels.attention_prefill_paged(backend.target, heads, kv_heads, d, dtype)
     positions = np.zeros(len(q), np.int32)
@@ -156,7 +156,7 @@ def check_decode(
 ) -> None:
     cache = Pages(lengths, kv_heads, d, rng, dtype)
     batch = len(lengths)
-    q = rng.normal(batch, heads, d, dtype=dtype)
+    q = rng.floats(batch, heads, d, dtype=dtype)
     out, lse = poisoned((batch, heads, d), dtype), poisoned((batch, heads), "float32")
     function = backend.kernels.attention_decode_paged(
         backend.target, heads, kv_heads, d, dtype, **options
@@ -207,8 +207,8 @@ def test_decode_with_fewer_blocks_than_spans(gpu: Backend, rng: Random) -> None:
 
 def test_merging_two_halves_is_attention_over_all(backend: Backend, rng: Random) -> None:
     heads, d = 14, 80
-    q = rng.normal(5, heads, d, dtype="float32")
-    k, v = (rng.normal(40, 2, d, dtype="float32") for _ in range(2))
+    q = rng.floats(5, heads, d, dtype="float32")
+    k, v = (rng.floats(40, 2, d, dtype="float32") for _ in range(2))
     want, want_lse = expected_attention(q, k, v, causal=False)
     halves = [
         expected_attention(q, k[part], v[part], causal=False)

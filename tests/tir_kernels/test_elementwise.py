@@ -20,7 +20,7 @@ def normalized(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("size", [96, 100, 30, 4104])
 def test_rms_norm_and_residual(backend: Backend, size: int, rng: Random) -> None:
-    x, residual, weight = rng.normal(5, size), rng.normal(5, size), rng.normal(size)
+    x, residual, weight = rng.floats(5, size), rng.floats(5, size), rng.floats(size)
     out, total = poisoned((5, size), "float16"), poisoned((5, size), "float16")
     norm = backend.kernels.rms_norm(backend.target, size, EPS, "float16")
     backend.compile(norm)(x, weight, out)
@@ -36,7 +36,7 @@ def test_rms_norm_of_other_types(gpu: Backend, name: str, rng: Random) -> None:
     if name == "bfloat16" and gpu.name == "vulkan":
         pytest.skip("WGSL has no bfloat16")
     dtype = np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
-    x, weight = rng.normal(3, 520, dtype=dtype), rng.normal(520, dtype=dtype)
+    x, weight = rng.floats(3, 520, dtype=dtype), rng.floats(520, dtype=dtype)
     out = np.full((3, 520), np.nan, dtype)
     gpu.compile(gpu.kernels.rms_norm(gpu.target, 520, EPS, name))(x, weight, out)
     error = relative_error(out, normalized(x, weight))
@@ -55,7 +55,7 @@ def test_rms_norm_of_large_values(backend: Backend) -> None:
 @pytest.mark.parametrize(("q_heads", "kv_heads", "d"), [(4, 2, 16), (14, 2, 80), (28, 4, 128)])
 def test_qk_norm(backend: Backend, q_heads: int, kv_heads: int, d: int, rng: Random) -> None:
     heads = q_heads + 2 * kv_heads
-    qkv, q_weight, k_weight = rng.normal(3, heads * d), rng.normal(d), rng.normal(d)
+    qkv, q_weight, k_weight = rng.floats(3, heads * d), rng.floats(d), rng.floats(d)
     out = poisoned(qkv.shape, "float16")
     norm = backend.kernels.qk_norm(backend.target, q_heads, kv_heads, d, EPS, "float16")
     backend.compile(norm)(qkv, q_weight, k_weight, out)
@@ -79,7 +79,7 @@ def test_silu_multiply(backend: Backend, size: int, rng: Random) -> None:
 
 @pytest.mark.parametrize(("q_heads", "kv_heads", "d"), [(4, 2, 16), (14, 2, 80), (32, 8, 128)])
 def test_split_rotary(backend: Backend, q_heads: int, kv_heads: int, d: int, rng: Random) -> None:
-    qkv = rng.normal(4, q_heads + 2 * kv_heads, d)
+    qkv = rng.floats(4, q_heads + 2 * kv_heads, d)
     positions = np.array([0, 5, 700, 131071], np.int32)
     frequencies = (1 / 1e4 ** (np.arange(0, d, 2) / d)).astype(np.float32)
     q, k, v = (poisoned((4, heads, d), "float16") for heads in (q_heads, kv_heads, kv_heads))
@@ -100,7 +100,7 @@ def test_split_rotary(backend: Backend, q_heads: int, kv_heads: int, d: int, rng
 
 @pytest.mark.parametrize("width", [72, 5000])
 def test_rows(backend: Backend, width: int, rng: Random) -> None:
-    table = rng.normal(50, width)
+    table = rng.floats(50, width)
     out = poisoned((4, width), "float16")
     take = backend.kernels.take_rows(backend.target, width, "float16")
     backend.compile(take)(table, np.array([3, -1, 49, 60], np.int32), out)
@@ -112,9 +112,9 @@ def test_rows(backend: Backend, width: int, rng: Random) -> None:
 
 @pytest.mark.parametrize(("kv_heads", "d"), [(2, 8), (3, 80)])
 def test_append_to_pages_and_read(backend: Backend, kv_heads: int, d: int, rng: Random) -> None:
-    pages = rng.normal(3, 2, kv_heads, PAGE, d)
+    pages = rng.floats(3, 2, kv_heads, PAGE, d)
     want = pages.copy()
-    k, v = rng.normal(4, kv_heads, d), rng.normal(4, kv_heads, d)
+    k, v = rng.floats(4, kv_heads, d), rng.floats(4, kv_heads, d)
     append = backend.kernels.append_to_pages(backend.target, kv_heads, d, "float16")
     backend.compile(append)(pages, k, v, np.array([5, -1, 40, 0], np.int32))
     for row, slot in ((0, 5), (2, 40), (3, 0)):
@@ -132,7 +132,7 @@ def test_append_to_pages_and_read(backend: Backend, kv_heads: int, d: int, rng: 
 
 
 def test_copy_page(backend: Backend, rng: Random) -> None:
-    pages = rng.normal(4, 2, 3, PAGE, 40)
+    pages = rng.floats(4, 2, 3, PAGE, 40)
     want = pages.copy()
     want[3, :, :, :5] = pages[1, :, :, :5]
     backend.compile(backend.kernels.copy_page(backend.target, 3, 40, "float16"))(pages, 1, 3, 5)
@@ -141,7 +141,7 @@ def test_copy_page(backend: Backend, rng: Random) -> None:
 
 
 def test_move_slots(gpu: Backend, rng: Random) -> None:
-    pages = rng.normal(3, 2, 2, PAGE, 24)
+    pages = rng.floats(3, 2, 2, PAGE, 24)
     want = pages.copy()
     # The second sequence's moves overlap: the later one reads what the first has not reached.
     moves = [[(7, 3)], [(20, 19), (22, 20)]]
