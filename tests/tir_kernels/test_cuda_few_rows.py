@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.tir_kernels.backends import Random
-from tests.tir_kernels.cuda_emulator import emulate, why_not
+from tests.tir_kernels.cuda_emulator import counted_matrix_loads, emulate, why_not
 from tests.tir_kernels.cuda_linears import check_dense, check_w4a16, target_of
 from tests.tir_kernels.kernels import poisoned
 from tir_kernels import dispatch
@@ -99,13 +99,15 @@ def test_tiled_schedules(
     rng: Random, K: int, N: int, group: int, silu: bool, schedule: TiledFewRows
 ) -> None:
     shape = LinearShape(K, N, group)
-    check_w4a16(
-        rng,
-        shape,
-        lambda epilogue: tiled_few_rows(shape, "float16", schedule, epilogue),
-        (1, schedule.rows // 2 + 1, schedule.rows),
-        silu=silu,
-    )
+    with counted_matrix_loads() as loads:
+        check_w4a16(
+            rng,
+            shape,
+            lambda epilogue: tiled_few_rows(shape, "float16", schedule, epilogue),
+            (1, schedule.rows // 2 + 1, schedule.rows),
+            silu=silu,
+        )
+    assert loads.wavefronts == loads.matrices > 0, "tokens meet in the same banks"
 
 
 @pytest.mark.parametrize(
