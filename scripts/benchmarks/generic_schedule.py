@@ -48,8 +48,10 @@ def linear(K: int, N: int, group_size: int, rows: int | None) -> tirx.PrimFunc:
 
 def scheduled(K: int, N: int, group_size: int, name: str, target: Any) -> tirx.PrimFunc:
     """The function of `prebuilt.CLASSES` called `name`, as dlight schedules it for `target`."""
-    # dlight knows tensor cores by a number: sm_90a would go without.
-    plain = {**target.export(), "arch": str(target.attrs["arch"]).rstrip("a")}
+    plain = target.export()
+    if "arch" in plain:
+        # dlight knows tensor cores by a number: sm_90a would go without.
+        plain = {**plain, "arch": str(plain["arch"]).rstrip("a")}
     gpu = dlight.gpu
     rules = {
         "one": (gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback()),

@@ -19,9 +19,9 @@ from tir_kernels.gpu import (
     silu_multiply,
     softmax_with_temperature,
     split_rotary,
-    take_rows,
 )
 from tir_kernels.vulkan.dense import dense_linear
+from tir_kernels.vulkan.rows import take_rows
 from tir_kernels.vulkan.w4a16 import w4a16_linear
 
 __all__ = [

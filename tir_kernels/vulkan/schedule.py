@@ -4,9 +4,10 @@ The rule knows the shape and the device's limits and nothing else, so that a lib
 device that has these limits. It was made for GPUs as they are, of which WebGPU promises 256
 invocations and 16 KiB of workgroup memory in a workgroup:
 
-- Few rows are bound by memory. A workgroup is as large as it may be, its invocations ask for 16
-  bytes several times before they wait, and it has few outputs, so that a small linear still makes
-  workgroups enough for many cores. K is cut so that little of the last chunk is in vain.
+- Few rows are bound by memory. Invocations ask for 16 bytes several times before they wait, and a
+  workgroup has few outputs, so that a small linear still makes workgroups enough for many cores.
+  Where it makes few, they get as large as they may be, if K is long. K is cut so that little of the
+  last chunk is in vain.
 - Several rows share the weights that an invocation has unpacked. Each row costs a load from
   workgroup memory for every four weights of an output, so two stripes share these loads where that
   leaves workgroups enough.
@@ -27,6 +28,7 @@ COLUMNS = 64  # outputs of a workgroup for many rows
 TEAM = 128  # invocations of a slice for many rows
 
 _ENOUGH = 64  # workgroups of few rows, below which they get smaller
+_LONG = 32  # tiles along K, from which eight slices have enough to do
 _LEAST = 128  # invocations, that any Vulkan device has in a workgroup
 
 
@@ -104,15 +106,14 @@ class ManyRows:
 
 def tiled_few_rows(shape: LinearShape, limits: Limits) -> list[TiledFewRows]:
     """For 1, 4 and 8 rows."""
-    most = _slices(limits)
-    stripes = 2 if shape.tile_rows >= 2 * _ENOUGH else 1
     tiles = shape.tile_columns
-    ways = [(slices, depth) for slices in (8, 4) if slices <= most for depth in (4, 2, 1)]
-    slices, depth = min(ways, key=lambda way: _vain(tiles, way[0] * way[1]))
+    few = shape.tile_rows < 2 * _ENOUGH
+    slices = _teams(limits) if few and tiles >= _LONG else 4
+    depth = min((4, 2, 1), key=lambda depth: _vain(tiles, slices * depth))
     return [
         TiledFewRows(1, slices, depth, 1),
-        TiledFewRows(4, 4, 1, stripes),
-        TiledFewRows(8, 4, 1, stripes),
+        TiledFewRows(4, 4, 2, 1 if few else 2),
+        TiledFewRows(8, 4, 1, 1 if few else 2),
     ]
 
 
@@ -129,7 +130,7 @@ def stock_few_rows(limits: Limits) -> list[StockFewRows]:
 
 def dense_few_rows(K: int, N: int, width: int, limits: Limits) -> list[DenseFewRows]:
     """For 1, 4 and 8 rows. width: elements of a read."""
-    teams = _slices(limits)
+    teams = _teams(limits)
     outputs = 4 if N // (teams * 4) >= _ENOUGH else 2
     depth = min((2, 1), key=lambda depth: _vain(-(-K // (LANES * width)), depth))
     return [
@@ -149,7 +150,7 @@ def many_rows(limits: Limits) -> list[ManyRows]:
     ]
 
 
-def _slices(limits: Limits) -> int:
+def _teams(limits: Limits) -> int:
     if limits.invocations < _LEAST:
         raise ValueError(f"workgroups of {limits.invocations} invocations are too small")
     return 8 if limits.invocations >= 8 * LANES else 4
