@@ -310,7 +310,7 @@ def _summary(result: BuildResult) -> list[str]:
     ]
     verification = result.verification
     if verification is None:
-        lines.append(f"verified   not verified: {result.unverified}")
+        lines.append(f"verified   no: {result.unverified}")
     else:
         layers = (
             f"layers {', '.join(map(str, verification.layers))}"
