@@ -8,7 +8,7 @@ from tir_kernels.memo import memoized
 @memoized
 def take_rows(target: Target, width: int, dtype: str) -> PrimFunc:
     """(table [n, width], rows int32 [m], out [m, width]); a row out of range is clipped."""
-    copy, blocks, threads = _copy_row(target, width, dtype)
+    copy, blocks, threads = copy_row(target, width, dtype)
 
     @T.prim_func(private=True, s_tir=True)
     def take(table_handle: T.handle, rows_handle: T.handle, out_handle: T.handle):
@@ -29,7 +29,7 @@ def take_rows(target: Target, width: int, dtype: str) -> PrimFunc:
 @memoized
 def last_row(target: Target, width: int, dtype: str) -> PrimFunc:
     """(x [n, width], out [1, width])."""
-    copy, blocks, threads = _copy_row(target, width, dtype)
+    copy, blocks, threads = copy_row(target, width, dtype)
 
     @T.prim_func(private=True, s_tir=True)
     def last(x_handle: T.handle, out: T.Buffer((1, width), dtype)):
@@ -44,7 +44,7 @@ def last_row(target: Target, width: int, dtype: str) -> PrimFunc:
     return last
 
 
-def _copy_row(target: Target, width: int, dtype: str):
+def copy_row(target: Target, width: int, dtype: str):
     """TIR that copies one row, the blocks it takes, and their threads."""
     vec = vector_width(target, width, dtype)
     threads = threads_for(width // vec)
