@@ -1,5 +1,6 @@
 """Kernels for NVIDIA GPUs from sm_75 on: tensor cores, fp32 sums."""
 
+from tir_kernels.cuda.attention_prefill import attention_prefill_paged, attention_prefill_ragged
 from tir_kernels.cuda.dense import dense_linear
 from tir_kernels.cuda.w4a16 import w4a16_linear
 from tir_kernels.gpu import (
@@ -9,8 +10,6 @@ from tir_kernels.gpu import (
     apply_logit_bias_inplace,
     apply_penalty_inplace,
     attention_decode_paged,
-    attention_prefill_paged,
-    attention_prefill_ragged,
     copy_page,
     last_row,
     merge_state,

@@ -10,7 +10,7 @@ In a block, four threads share a key for the scores; sixteen share a head for th
 values a thread has some elements of every n-th key. No two threads need each other's results but
 through shared memory, four barriers a span.
 
-Scores are in base 2, as `attention_prefill` says.
+Scores are in base 2, as `attention_entries` says.
 """
 
 from tir_kernels._tvm import PrimFunc, T, Target

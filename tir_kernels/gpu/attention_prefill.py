@@ -1,28 +1,17 @@
 """Attention of many queries, over rows or over a paged KV cache, by plain fp32 arithmetic.
 
-A block has a tile of rows: queries times the heads that share a key head (arXiv 2305.13245), query
-by query. It walks the keys in tiles through shared memory with a running softmax (FlashAttention,
-arXiv 2205.14135): scores, softmax and weighted values each share the tile out among the threads in
-a way of their own, with a barrier between. Tile sizes are the largest that fit shared memory.
-
-Scores are in base 2: `sm_scale` is multiplied by log2(e) once, and what is returned as lse is
-log2 of the sum of exponentials, which `merge_state` expects. The rotary arguments are part of the
-signatures, which are TVM's, and unused: keys are rotated before they are cached.
+A block has a tile of rows (`attention_entries`) and walks the keys in tiles through shared memory,
+with a running softmax (FlashAttention, arXiv 2205.14135): scores, softmax and weighted values each
+share the tile out among the threads in a way of their own, with a barrier between. Tile sizes are
+the largest that fit shared memory.
 """
 
 from dataclasses import dataclass
 
 from tir_kernels._tvm import PrimFunc, T, Target
-from tir_kernels.gpu.attention_parts import (
-    HIDDEN,
-    LOG2_E,
-    NOTHING,
-    TINY,
-    in_pages,
-    in_rows,
-)
+from tir_kernels.gpu.attention_entries import paged_prefill, ragged_prefill
+from tir_kernels.gpu.attention_parts import HIDDEN, LOG2_E, NOTHING, TINY
 from tir_kernels.gpu.blocks import SHARED_BYTES, bytes_of, vector_width
-from tir_kernels.gpu.pages import PAGE
 from tir_kernels.memo import memoized
 
 THREADS = 128
@@ -39,63 +28,9 @@ def attention_prefill_ragged(
     q [n, q_heads, d]; k, v [n, kv_heads, d]; sequence b has rows q_indptr[b] to q_indptr[b + 1].
     Raises ValueError for a head that no tile fits shared memory with.
     """
-    d, group = head_dim, q_heads // kv_heads
-    tile = _tile(d, dtype)
-    attend = _attend(target, d, group, dtype, tile)
-    find = _find_tile(group, tile.rows)
-
-    @T.prim_func(private=True, s_tir=True)
-    def attention(
-        q_handle: T.handle,
-        q_indptr_handle: T.handle,
-        k_handle: T.handle,
-        v_handle: T.handle,
-        kv_indptr_handle: T.handle,
-        q_position_handle: T.handle,
-        k_offset_handle: T.handle,
-        out_handle: T.handle,
-        lse_handle: T.handle,
-        causal: T.int32,
-        rotary_mode: T.int32,
-        rope_scale: T.float32,
-        rope_theta: T.float32,
-        sm_scale: T.float32,
-    ):
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
-        batch = T.int32()
-        q_rows = T.int32()
-        kv_rows = T.int32()
-        q_indptr_at = T.int32()
-        kv_indptr_at = T.int32()
-        q_position_at = T.int32()
-        k_offset_at = T.int32()
-        q = T.match_buffer(q_handle, (q_rows, q_heads, d), dtype)
-        q_indptr = T.match_buffer(q_indptr_handle, (batch + 1,), "int32", elem_offset=q_indptr_at)
-        k = T.match_buffer(k_handle, (kv_rows, kv_heads, d), dtype)
-        v = T.match_buffer(v_handle, (kv_rows, kv_heads, d), dtype)
-        kv_indptr = T.match_buffer(
-            kv_indptr_handle, (batch + 1,), "int32", elem_offset=kv_indptr_at
-        )
-        T.match_buffer(q_position_handle, (q_rows,), "int32", elem_offset=q_position_at)
-        T.match_buffer(k_offset_handle, (batch,), "int32", elem_offset=k_offset_at)
-        out = T.match_buffer(out_handle, (q_rows, q_heads, d), dtype)
-        lse = T.match_buffer(lse_handle, (q_rows, q_heads), "float32")
-        tiles = T.meta_var(T.truncdiv(q_rows * group, tile.rows) + batch)
-        for block in T.thread_binding(tiles, thread="blockIdx.x"):
-            for head in T.thread_binding(kv_heads, thread="blockIdx.y"):
-                for t in T.thread_binding(THREADS, thread="threadIdx.x"):
-                    place = T.alloc_buffer((2,), "int32", scope="local")
-                    find(block, batch, q_indptr, place)
-                    b: T.let[T.int32] = place[0]
-                    begin: T.let[T.int32] = kv_indptr[b]
-                    key = T.meta_var(in_rows(k, begin, head))
-                    value = T.meta_var(in_rows(v, begin, head))
-                    attend(
-                        t, q_indptr[b], q_indptr[b + 1] - q_indptr[b], place[1], head,
-                        kv_indptr[b + 1] - begin, causal, sm_scale, q, key, value, out, lse,
-                    )  # fmt: skip
-
-    return attention
+    tile = _tile(head_dim, dtype)
+    attend = _attend(target, head_dim, q_heads // kv_heads, dtype, tile)
+    return ragged_prefill(q_heads, kv_heads, head_dim, dtype, tile.rows, THREADS, attend)
 
 
 @memoized
@@ -107,76 +42,9 @@ def attention_prefill_paged(
     pages [p, 2, kv_heads, PAGE, d]; sequence b owns page_values[page_indptr[b]..], of which the
     last holds last_page_length[b] tokens. Raises ValueError as `attention_prefill_ragged`.
     """
-    d, group = head_dim, q_heads // kv_heads
-    tile = _tile(d, dtype)
-    attend = _attend(target, d, group, dtype, tile)
-    find = _find_tile(group, tile.rows)
-
-    @T.prim_func(private=True, s_tir=True)
-    def attention(
-        q_handle: T.handle,
-        q_indptr_handle: T.handle,
-        pages_handle: T.handle,
-        page_indptr_handle: T.handle,
-        page_values_handle: T.handle,
-        last_page_length_handle: T.handle,
-        k_offset_handle: T.handle,
-        q_position_handle: T.handle,
-        out_handle: T.handle,
-        lse_handle: T.handle,
-        causal: T.int32,
-        rotary_mode: T.int32,
-        rope_scale: T.float32,
-        rope_theta: T.float32,
-        sm_scale: T.float32,
-    ):
-        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
-        batch = T.int32()
-        q_rows = T.int32()
-        num_pages = T.int32()
-        used_pages = T.int32()
-        q_indptr_at = T.int32()
-        page_indptr_at = T.int32()
-        page_values_at = T.int32()
-        last_page_length_at = T.int32()
-        k_offset_at = T.int32()
-        q_position_at = T.int32()
-        q = T.match_buffer(q_handle, (q_rows, q_heads, d), dtype)
-        q_indptr = T.match_buffer(q_indptr_handle, (batch + 1,), "int32", elem_offset=q_indptr_at)
-        pages = T.match_buffer(pages_handle, (num_pages, 2, kv_heads, PAGE, d), dtype)
-        page_indptr = T.match_buffer(
-            page_indptr_handle, (batch + 1,), "int32", elem_offset=page_indptr_at
-        )
-        page_values = T.match_buffer(
-            page_values_handle, (used_pages,), "int32", elem_offset=page_values_at
-        )
-        last_page_length = T.match_buffer(
-            last_page_length_handle, (batch,), "int32", elem_offset=last_page_length_at
-        )
-        T.match_buffer(k_offset_handle, (batch,), "int32", elem_offset=k_offset_at)
-        T.match_buffer(q_position_handle, (q_rows,), "int32", elem_offset=q_position_at)
-        out = T.match_buffer(out_handle, (q_rows, q_heads, d), dtype)
-        lse = T.match_buffer(lse_handle, (q_rows, q_heads), "float32")
-        tiles = T.meta_var(T.truncdiv(q_rows * group, tile.rows) + batch)
-        for block in T.thread_binding(tiles, thread="blockIdx.x"):
-            for head in T.thread_binding(kv_heads, thread="blockIdx.y"):
-                for t in T.thread_binding(THREADS, thread="threadIdx.x"):
-                    place = T.alloc_buffer((2,), "int32", scope="local")
-                    find(block, batch, q_indptr, place)
-                    b: T.let[T.int32] = place[0]
-                    begin: T.let[T.int32] = page_indptr[b]
-                    count: T.let[T.int32] = page_indptr[b + 1] - begin
-                    length: T.let[T.int32] = T.Select(
-                        count > 0, (count - 1) * PAGE + last_page_length[b], 0
-                    )
-                    key = T.meta_var(in_pages(target, pages, page_values, begin, 0, head))
-                    value = T.meta_var(in_pages(target, pages, page_values, begin, 1, head))
-                    attend(
-                        t, q_indptr[b], q_indptr[b + 1] - q_indptr[b], place[1], head,
-                        length, causal, sm_scale, q, key, value, out, lse,
-                    )  # fmt: skip
-
-    return attention
+    tile = _tile(head_dim, dtype)
+    attend = _attend(target, head_dim, q_heads // kv_heads, dtype, tile)
+    return paged_prefill(target, q_heads, kv_heads, head_dim, dtype, tile.rows, THREADS, attend)
 
 
 @dataclass(frozen=True)
@@ -192,28 +60,6 @@ def _tile(d: int, dtype: str) -> _Tile:
         if loaded + scored <= SHARED_BYTES:
             return _Tile(rows, keys)
     raise ValueError(f"head_dim {d} in {dtype} does not fit into {SHARED_BYTES} bytes")
-
-
-def _find_tile(group: int, rows: int):
-    """TIR that leaves the sequence of a block, and its first row there, in a buffer of two.
-
-    A block beyond the last tile gets a row beyond the last row of the last sequence.
-    """
-
-    @T.inline
-    def find(block, batch, q_indptr, place):
-        place[0] = 0
-        place[1] = block
-        for b in range(batch - 1):
-            tiles: T.let[T.int32] = T.truncdiv(
-                (q_indptr[b + 1] - q_indptr[b]) * group + (rows - 1), rows
-            )
-            if place[0] == b and place[1] >= tiles:
-                place[0] = b + 1
-                place[1] = place[1] - tiles
-        place[1] = place[1] * rows
-
-    return find
 
 
 def _attend(target: Target, d: int, group: int, dtype: str, tile: _Tile):
@@ -397,11 +243,12 @@ def _attend(target: Target, d: int, group: int, dtype: str, tile: _Tile):
                     total[0] = T.float32(TINY)
                     for s in range(sharers):
                         total[0] = total[0] + totals[row * sharers + s]
+                    total[0] = T.float32(1) / total[0]
                     query = T.meta_var(q_row + T.truncdiv(first_row + row, group))
                     at_head = T.meta_var(head * group + T.truncmod(first_row + row, group))
                     for j in T.unroll(part):
                         out[query, at_head, T.truncmod(t, lanes) * part + j] = T.Cast(
-                            dtype, mixed[r, j] / total[0]
+                            dtype, mixed[r, j] * total[0]
                         )
         if T.truncmod(t, sharers) == 0:
             row: T.let[T.int32] = first_row + T.truncdiv(t, sharers)
