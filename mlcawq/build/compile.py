@@ -11,6 +11,7 @@ from mlcawq.build.cuda_compiler import KernelReport
 from mlcawq.build.link import find_tools
 from mlcawq.build.targets import resolve_target, target_device, target_record
 from mlcawq.checkpoint.config import ModelConfig
+from mlcawq.errors import UserError
 from mlcawq.graph.settings import check_layout, compile_settings, infer_quantization
 
 if TYPE_CHECKING:
@@ -58,7 +59,13 @@ def compile_model(
 
     say = progress or (lambda stage: None)
     say("graph")
-    module, metadata = build_module(config, kind, settings, resolved)
+    try:
+        module, metadata = build_module(config, kind, settings, resolved)
+    except NotImplementedError as error:
+        raise UserError.one(
+            f"there are no kernels for this model on {target_device(resolved)}: {error}",
+            fix="build it for another target, or with another --weight-layout or --quantization",
+        ) from error
     say("code")
     metadata["target"] = target_record(resolved)
     with tools.generating():

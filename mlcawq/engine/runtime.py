@@ -39,7 +39,7 @@ _KV_FUNCTIONS = {
     ),
     "attention_kv_cache_": ("get_num_available_pages",),
 }
-_DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+_DTYPE_BYTES = {"float16": 2, "float32": 4}
 
 
 class ModelRuntime:
@@ -67,7 +67,9 @@ class ModelRuntime:
             self.device, self._vm = fitting, _load_library(self.library, fitting)
         check_library(built, self.metadata, self.library)
         self.vocab_size = built.vocab_size
-        self.prefill_chunk_size = int(self.metadata["prefill_chunk_size"])
+        self.prefill_chunk_size = min(
+            int(self.metadata["prefill_chunk_size"]), self._rows_of_activations(built)
+        )
         limit = int(self.metadata.get("max_batch_size", 1))
         self.max_batch = limit if max_batch is None else min(max_batch, limit)
         self._functions = {
@@ -148,7 +150,7 @@ class ModelRuntime:
     def score(self, sequence: int, tokens: Sequence[int]) -> np.ndarray:
         """Append tokens to one sequence. Returns the logits after each, float32 [n, V].
 
-        n is at most prefill_chunk_size; for libraries without `batch_verify`, one.
+        n is at most `score_chunk`.
         """
         if self._verify is None:
             return self.prefill([(sequence, tokens)])
@@ -158,8 +160,10 @@ class ModelRuntime:
 
     @property
     def score_chunk(self) -> int:
-        """Tokens that `score` takes at most."""
-        return 1 if self._verify is None else self.prefill_chunk_size
+        """Tokens that `score` takes at most; for libraries without `batch_verify`, one."""
+        if self._verify is None:
+            return 1
+        return min(self.prefill_chunk_size, self._rows_in_binding(self.vocab_size, 4))
 
     def _forward(
         self, sequences: Sequence[int], lengths: Sequence[int], name: str, *inputs: Any
@@ -216,6 +220,19 @@ class ModelRuntime:
             message = f"{self.device.name} runs out of memory while {what}"
             raise UserError.one(message, str(self.library.parent), fix) from error
 
+    def _rows_in_binding(self, width: int, element_bytes: int) -> int:
+        """Rows of a tensor that a kernel of this device can be handed at once, one at least."""
+        if self.device.binding_bytes is None:
+            return 2**31
+        return max(self.device.binding_bytes // (width * element_bytes), 1)
+
+    def _rows_of_activations(self, built: BuiltFolder) -> int:
+        """Tokens whose widest activations, those of gate and up, a kernel can be handed."""
+        model = built.config.get("model_config") or {}
+        width = 2 * int(model.get("intermediate_size") or 0)
+        dtype = _activation_dtype(self.metadata)
+        return self._rows_in_binding(max(width, 1), _DTYPE_BYTES[dtype])
+
     def _create_cache(self, tokens: int) -> Any:
         create = self._function("create_tir_paged_kv_cache")
         sliding_window = 0
@@ -231,9 +248,8 @@ class ModelRuntime:
         cache = self.metadata.get("kv_cache")
         if not cache:
             return wanted
-        dtype = "float32" if "f32" in str(self.metadata["quantization"]) else "float16"
         per_layer = 2 * int(cache["num_key_value_heads"]) * int(cache["head_dim"])
-        per_layer *= _DTYPE_BYTES[dtype]
+        per_layer *= _DTYPE_BYTES[_activation_dtype(self.metadata)]
         per_token = per_layer * int(cache["num_hidden_layers"])
         if self.device.binding_bytes is not None:
             # The pages of a layer are one tensor, with a page more than the tokens fill.
@@ -258,6 +274,11 @@ class ModelRuntime:
                 str(built.path),
                 "free memory, or build with a smaller --prefill-chunk-size",
             )
+
+
+def _activation_dtype(metadata: dict[str, Any]) -> str:
+    """What a library's activations and KV cache are, by the name of its quantization."""
+    return "float32" if "f32" in str(metadata["quantization"]) else "float16"
 
 
 def _load_library(path: Path, device: Device) -> Any:

@@ -40,8 +40,8 @@ def test_the_pages_of_a_layer_fit_into_a_binding(
     runtime.add_sequence(0)
     for _ in range(4):
         runtime.prefill([(0, list(range(32)))])
-    on_device_with(monkeypatch, folder.libraries["cpu"], binding_bytes=2 * PAGE_BYTES)
-    with pytest.raises(UserError, match=r"room for 16 tokens only, fewer than the 32"):
+    on_device_with(monkeypatch, folder.libraries["cpu"], binding_bytes=PAGE_BYTES)
+    with pytest.raises(UserError, match="room for 0 tokens only"):
         ModelRuntime(folder)
 
 
@@ -53,6 +53,21 @@ def test_little_memory(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     on_device_with(monkeypatch, library, binding_bytes=2**30, memory=2 * PAGE_BYTES)
     with pytest.raises(UserError, match="--prefill-chunk-size"):
         ModelRuntime(folder)
+
+
+def test_chunks_that_a_binding_holds(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = read_folder(built)
+    widths = {"gate and up": 2 * 256, "logits": folder.vocab_size}
+    whole = ModelRuntime(folder, "cpu", max_total_tokens=256)
+    assert whole.prefill_chunk_size == whole.score_chunk == 32
+    library = folder.libraries["cpu"]
+    on_device_with(monkeypatch, library, binding_bytes=30 * 4 * widths["gate and up"])
+    cut = ModelRuntime(folder, max_total_tokens=16)
+    assert cut.prefill_chunk_size == 30
+    assert cut.score_chunk == 30
+    on_device_with(monkeypatch, library, binding_bytes=20 * 4 * widths["logits"])
+    cut = ModelRuntime(folder, max_total_tokens=16)
+    assert cut.score_chunk == 20 * widths["logits"] // max(widths.values())
 
 
 @pytest.mark.parametrize(
