@@ -53,9 +53,9 @@ def check_quantized(
     kernel = VulkanKernel(function, target)
     weights = quantized(rng, K, N, group, dtype)
     arrays = reference.tile(*weights, silu=silu) if layout == TILED else weights
-    offset = [rng.normal(N, dtype=dtype)] if bias else []
+    offset = [rng.floats(N, dtype=dtype)] if bias else []
     for m in rows:
-        x = rng.normal(m, K, dtype=dtype)
+        x = rng.floats(m, K, dtype=dtype)
         out = poisoned((m, N // 2 if silu else N), dtype)
         kernel(x, *arrays, *offset, out)
         expected = reference.w4a16_linear(x, *weights, *offset)
@@ -70,10 +70,10 @@ def check_dense(
 ) -> None:
     K, N, dtype, out_dtype, bias = case
     kernel = VulkanKernel(function, WEBGPU)
-    weight = rng.normal(N, K, dtype=dtype)
-    offset = [rng.normal(N, dtype=dtype)] if bias else []
+    weight = rng.floats(N, K, dtype=dtype)
+    offset = [rng.floats(N, dtype=dtype)] if bias else []
     for m in rows:
-        x = rng.normal(m, K, dtype=dtype)
+        x = rng.floats(m, K, dtype=dtype)
         out = poisoned((m, N), out_dtype)
         kernel(x, weight, *offset, out)
         error = relative_error(out, reference.dense_linear(x, weight, *offset))
@@ -155,7 +155,7 @@ def test_logits_of_a_large_vocabulary(rng: Random) -> None:
     kernel = VulkanKernel(dispatch.dense_linear(WEBGPU, K, N, "float16", False, "float32"), WEBGPU)
     weight = rng.standard_normal((N, K), np.float32).astype(np.float16)
     for m in (1, 3, 9):
-        x = rng.normal(m, K)
+        x = rng.floats(m, K)
         out = poisoned((m, N), "float32")
         kernel(x, weight, out)
         expected = x.astype(np.float32) @ weight.astype(np.float32).T
@@ -251,5 +251,6 @@ def test_schedules_suit_shapes_and_limits() -> None:
         one = schedule.tiled_few_rows(shape, least)[0]
         chunk = one.slices * one.depth
         assert -shape.tile_columns % chunk <= shape.tile_columns / 6, (K, one)
-    with pytest.raises(ValueError, match="too small"):
-        schedule.tiled_few_rows(shape, limits.Limits(invocations=64))
+    for small in ({"max_num_threads": 64}, {"max_shared_memory_per_block": 8192}):
+        with pytest.raises(ValueError, match="too small"):
+            limits.limits_of(Target({"kind": "vulkan", **small}))

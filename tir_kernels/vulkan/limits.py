@@ -12,6 +12,8 @@ from tir_kernels._tvm import T, Target
 WORKGROUP_BYTES = 16384
 WORKGROUP_INVOCATIONS = 256
 BINDING_BYTES = 2**27
+# What every Vulkan device has (Vulkan specification, Required Limits); its memory is as above.
+LEAST_INVOCATIONS = 128
 
 # Added to a pointer for WebGPU devices that number addresses (mlcawq.engine.wgpu): what follows in
 # the tensor may be larger than a binding, and the kernel uses no more than one of it.
@@ -22,11 +24,20 @@ WINDOW_BIT = 1 << 62
 class Limits:
     """workgroup_bytes: of workgroup memory. invocations: in a workgroup. binding_bytes: of a
     tensor, or of the part of one, that a kernel can be handed.
+
+    Raises ValueError for less than any Vulkan device has in a workgroup.
     """
 
     workgroup_bytes: int = WORKGROUP_BYTES
     invocations: int = WORKGROUP_INVOCATIONS
     binding_bytes: int = BINDING_BYTES
+
+    def __post_init__(self) -> None:
+        if self.invocations < LEAST_INVOCATIONS or self.workgroup_bytes < WORKGROUP_BYTES:
+            raise ValueError(
+                f"workgroups of {self.invocations} invocations with {self.workgroup_bytes} bytes "
+                f"are too small: {LEAST_INVOCATIONS} and {WORKGROUP_BYTES} are the least"
+            )
 
 
 def limits_of(target: Target) -> Limits:

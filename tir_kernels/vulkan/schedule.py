@@ -29,7 +29,6 @@ TEAM = 128  # invocations of a slice for many rows
 
 _ENOUGH = 64  # workgroups of few rows, below which they get smaller
 _LONG = 32  # tiles along K, from which eight slices have enough to do
-_LEAST = 128  # invocations, that any Vulkan device has in a workgroup
 
 
 @dataclass(frozen=True)
@@ -151,8 +150,7 @@ def many_rows(limits: Limits) -> list[ManyRows]:
 
 
 def _teams(limits: Limits) -> int:
-    if limits.invocations < _LEAST:
-        raise ValueError(f"workgroups of {limits.invocations} invocations are too small")
+    """Of 32 invocations, in a workgroup that is as large as it may be."""
     return 8 if limits.invocations >= 8 * LANES else 4
 
 
