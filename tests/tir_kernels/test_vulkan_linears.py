@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from mlcawq.engine import wgpu
 from tests.tir_kernels.backends import WEBGPU, Random, VulkanKernel, backend_named
 from tests.tir_kernels.kernels import poisoned, relative_error
 from tir_kernels import dispatch, reference
@@ -133,6 +134,7 @@ def test_smallest_workgroups(rng: Random) -> None:
 def test_weights_larger_than_a_binding_go_in_parts(
     rng: Random, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert limits.WINDOW_BIT == wgpu.WINDOW_BIT
     monkeypatch.setattr(limits, "BINDING_BYTES", 2**17)
     # Three parts each, the last one smaller.
     case = (264, 600, "float16", "float32", True)

@@ -11,8 +11,8 @@ from tir_kernels.vulkan.dense_few_rows import dense_few_rows
 from tir_kernels.vulkan.epilogue import Epilogue
 from tir_kernels.vulkan.limits import limits_of
 from tir_kernels.vulkan.many_rows import many_rows
-from tir_kernels.vulkan.many_rows_weights import dense_weights
 from tir_kernels.vulkan.reading import Reader, widest_read
+from tir_kernels.vulkan.stages import dense_weights
 
 
 @memoized

@@ -8,7 +8,8 @@ generator for WGSL takes the type of a storage buffer from its declaration, and 
 loaded at once only from a buffer of such vectors.
 
 The functions here make linears of them: inline functions (m, x, parameters, bias, out) on tensors.
-A weight that is larger than a storage binding is handed over in parts, one launch each.
+A weight that is larger than a storage binding is handed over in parts, one launch each. A part has
+whole workgroups: what a workgroup makes of units beyond `count` lies beyond out, and is not stored.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from tir_kernels.layouts import AUTOAWQ, TILE_N, TILE_WORDS, TILED, LinearShape
 from tir_kernels.vulkan.epilogue import Epilogue
 from tir_kernels.vulkan.limits import limits_of, rows_in_binding, window_address
 from tir_kernels.vulkan.reading import Reader
+from tir_kernels.vulkan.schedule import COLUMNS
 
 _BYTES = {"float16": 2, "float32": 4}
 
@@ -112,7 +114,8 @@ def stock(
 
 def dense(target: Target, N: int, reader: Reader, block: Any) -> Any:
     """parameters: weight [N, K]. Operands: the weight as `reader` sees it."""
-    at_once = rows_in_binding(target, N, reader.K * _BYTES[reader.dtype])
+    row_bytes = reader.K * _BYTES[reader.dtype]
+    at_once = rows_in_binding(target, N, row_bytes, multiple=COLUMNS)
     launches = -(-N // at_once)
     address = T.address_of if launches == 1 else window_address
 

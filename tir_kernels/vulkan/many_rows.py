@@ -13,9 +13,9 @@ from typing import Any
 from tir_kernels._tvm import T
 from tir_kernels.layouts import TILE_K
 from tir_kernels.vulkan.epilogue import Epilogue
-from tir_kernels.vulkan.many_rows_weights import PITCH, STAGE, STAGES, RowStage, Weights
 from tir_kernels.vulkan.reading import Reader
 from tir_kernels.vulkan.schedule import COLUMNS, TEAM, ManyRows
+from tir_kernels.vulkan.stages import PITCH, STAGE, STAGES, RowStage, Weights
 
 
 def many_rows(reader: Reader, weights: Weights, schedule: ManyRows, epilogue: Epilogue) -> Any:
