@@ -18,6 +18,7 @@ from typing import Any
 
 from mlcawq.build.cuda_compiler import KernelReport, read_reports
 from mlcawq.build.nvrtc import find_nvrtc
+from mlcawq.engine.cuda_arch import CUDA_ARCHS
 from tests.tir_kernels.cuda_emulator import EmulatedKernel, Launch, emulated_cuda, planned_launches
 from tests.tir_kernels.ptx import PtxKernel, read_ptx
 from tir_kernels._tvm import IRModule, PrimFunc, Target, tvm
@@ -47,7 +48,7 @@ def compile_source(source: str, arch: str) -> dict[str, KernelCode]:
     nvrtc, missing = find_nvrtc()
     if nvrtc is None:
         raise RuntimeError(missing)
-    cubin, ptx, log = nvrtc.compile_with_ptx(source, arch, _OPTIONS)
+    cubin, ptx, log = nvrtc.compile_with_ptx(source, CUDA_ARCHS[arch].code, _OPTIONS)
     reports = {report.name: report for report in read_reports(log)}
     sass = disassemble(cubin)
     return {
