@@ -90,7 +90,8 @@ class _Answer:
 class Engine:
     """A built model, ready to answer.
 
-    folder: made by `mlcawq build` or by mlc_llm. device: "auto", or "cpu", "cuda", "cuda:1", …
+    folder: made by `mlcawq build` or by mlc_llm. device: "auto", or "cpu", "cuda", "cuda:1",
+    "vulkan", …
     max_batch: requests that run at once; the library's own limit by default.
     max_total_tokens: size of the KV cache in tokens; by default room for max_batch full
     contexts, or what memory allows.
@@ -134,6 +135,8 @@ class Engine:
         configured = int(built.config["context_window_size"])
         self.context_window_size = min(configured, self._runtime.capacity)
         self.notes: list[str] = []
+        if self._runtime.device.software:
+            self.notes.append(f"{self.device} has no GPU behind it: its driver computes on the CPU")
         if self.context_window_size < configured:
             self.notes.append(
                 f"the KV cache has room for {self.context_window_size} tokens only; "
