@@ -5,7 +5,7 @@ A library is compared with a float32 PyTorch model that holds the same (dequanti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +37,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Built:
+    """library: a file, or an executable that was never one."""
+
     case: Case
     config: ModelConfig
     folder: Path
-    library: Path
+    library: Any
     ids: list[int]
     expected: np.ndarray  # logits [len(ids), vocabulary]
     device: Any = None
@@ -50,14 +52,25 @@ class Built:
 
 
 def build(
-    case: Case,
-    root: Path,
-    target: Any = "cpu",
-    layout: str | None = None,
-    device: Any = None,
-    tokens: int = 600,
+    case: Case, root: Path, target: Any = "cpu", layout: str | None = None, device: Any = None
 ) -> Built:
     """A library for `target` of a random model, in `root`."""
+    built = build_weights(case, root, layout)
+    compiled = compile_model(
+        built.config,
+        root / "library.so",
+        target,
+        case.quantization if case.asked else None,
+        prefill_chunk_size=256,
+        max_batch_size=3,
+        weight_layout=layout,
+    )
+    assert compiled.metadata["quantization"] == case.quantization
+    return replace(built, library=compiled.path, device=device)
+
+
+def build_weights(case: Case, root: Path, layout: str | None = None, tokens: int = 600) -> Built:
+    """All but the library."""
     plain = make_tiny_model(root / "plain", case.family, **case.model)
     model = AutoModelForCausalLM.from_pretrained(plain, dtype=torch.float32)
     checkpoint = plain
@@ -65,23 +78,13 @@ def build(
         checkpoint, state = make_awq_checkpoint(plain, root / "awq", **case.awq)
         model.load_state_dict(state, strict=False)
     config = read_config(checkpoint)
-    folder, library = root / "built", root / "built" / "library.so"
     asked = case.quantization if case.asked else None
-    convert_weight(checkpoint, folder, asked, weight_layout=layout)
-    compiled = compile_model(
-        config,
-        library,
-        target,
-        asked,
-        prefill_chunk_size=256,
-        max_batch_size=3,
-        weight_layout=layout,
-    )
-    assert compiled.metadata["quantization"] == case.quantization
+    converted = convert_weight(checkpoint, root / "built", asked, weight_layout=layout)
+    assert converted.quantization == case.quantization
     ids = np.random.default_rng(0).integers(0, config.vocab_size, tokens).tolist()
     with torch.no_grad():
         expected = model(torch.tensor([ids])).logits[0].numpy()
-    return Built(case, config, folder, library, ids, expected, device)
+    return Built(case, config, root / "built", None, ids, expected)
 
 
 def error(actual: np.ndarray, expected: np.ndarray) -> float:

@@ -16,13 +16,17 @@ def _function(name: str) -> Any:
 
 
 class LibraryDriver:
-    """A library with its parameters loaded from `folder`, and one KV cache, on `device`."""
+    """A library, a file or an executable in memory, with its parameters loaded from `folder`, and
+    one KV cache, on `device`.
+    """
 
     def __init__(
-        self, library: Path, folder: Path, capacity: int = 1024, device: Any = None
+        self, library: Any, folder: Path, capacity: int = 1024, device: Any = None
     ) -> None:
         self.device = device = device or tvm.cpu()
-        self.vm = tvm.relax.VirtualMachine(tvm.runtime.load_module(str(library)), device)
+        if isinstance(library, Path):
+            library = tvm.runtime.load_module(str(library))
+        self.vm = tvm.relax.VirtualMachine(library, device)
         self.metadata = json.loads(self.vm["_metadata"]())
         _function("vm.builtin.tensor_cache.load")(str(folder), device.dlpack_device_type(), 0)
         names = [parameter["name"] for parameter in self.metadata["params"]]

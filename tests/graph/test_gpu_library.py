@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,17 +10,20 @@ import numpy as np
 import pytest
 
 from mlcawq.engine.devices import Missing, find_device
+from mlcawq.graph.pipeline import build_module, compile_module
+from mlcawq.graph.settings import CompileSettings, quantization_named
 from tests.graph.built_library import (
     Built,
     Case,
     build,
+    build_weights,
     check_batches_of_different_lengths,
     check_prefill_in_chunks_then_decode,
     check_verify_fork_and_rollback,
     error,
 )
 from tests.tir_kernels.backends import CUDA, WEBGPU
-from tests.tir_kernels.cuda_emulator import emulated_cuda, why_not
+from tests.tir_kernels.cuda_emulator import emulated_cuda, load_emulated, why_not
 from tir_kernels._tvm import tvm
 
 FP16 = 3e-3  # an order below what the CPU's libraries are held to; measured 1e-3
@@ -115,8 +119,13 @@ def test_functions_beside_the_model(built: Built) -> None:
 def test_on_emulated_cuda(layout: str, tmp_path: Path) -> None:
     model: dict[str, Any] = {"heads": 4, "kv_heads": 2, "head_dim": 64, "layers": 2}
     case = Case("qwen3", model, {"group_size": 64}, "q4f16_autoawq_g64", FP16)
+    built = build_weights(case, tmp_path, layout, tokens=100)
+    settings = CompileSettings(1024, 256, 3)
+    quantization = quantization_named(case.quantization, layout)
+    module, metadata = build_module(built.config, quantization, settings, CUDA)
+    executable = compile_module(module, settings, CUDA, metadata)
     with emulated_cuda("sm_80"):
-        built = build(case, tmp_path, CUDA, layout, tvm.cuda(0), tokens=100)
+        built = replace(built, library=load_emulated(executable), device=tvm.cuda(0))
         check_prefill_in_chunks_then_decode(built, (1, 40), 4)
         check_batches_of_different_lengths(built)
         check_verify_fork_and_rollback(built)
