@@ -49,7 +49,7 @@ class Ours:
     def load(self, case: Case) -> Callable[[], Apply]:
         function = self.prebuilt.function(self.library, case.linear.key)
         weights = case.tiled if self.library == "tiled" else case.stock
-        return lambda: _calling(lambda m: function, _clone(weights), case.linear.N)
+        return lambda: calling(lambda m: function, cloned(weights), case.linear.N)
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,10 @@ class Generic:
         def function(m: int) -> Any:
             return self.prebuilt.function("generic", f"{case.linear.key}_{row_class(m)}")
 
-        return lambda: _calling(function, _clone(case.stock), case.linear.N)
+        return lambda: calling(function, cloned(case.stock), case.linear.N)
 
 
-def _calling(function: Callable[[int], Any], weights: Any, N: int) -> Apply:
+def calling(function: Callable[[int], Any], weights: Any, N: int) -> Apply:
     """A call of TVM's function for m rows, which writes into a tensor that it is given."""
     outputs: dict[int, torch.Tensor] = {}
 
@@ -131,5 +131,5 @@ class TorchInt4:
         return copy
 
 
-def _clone(tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def cloned(tensors: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     return tuple(tensor.clone() for tensor in tensors)

@@ -49,9 +49,7 @@ def prepare(folder: Path, target_name: str, linears: Sequence[Linear], say: Say)
         made = export_cuda_library(executable.mod, folder / f"{name}.so", arch, compiler, linker)
         libraries[name] = sorted(functions)
         say(_summary(name, made))
-    for library in RUNTIME:
-        places = (place / library for place in package_lib_paths())
-        shutil.copy2(next(place for place in places if place.is_file()), folder / library)
+    copy_runtime(folder)
     manifest = {
         "arch": arch,
         "compiler": compiler.describe,
@@ -59,6 +57,13 @@ def prepare(folder: Path, target_name: str, linears: Sequence[Linear], say: Say)
         "libraries": libraries,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def copy_runtime(folder: Path) -> None:
+    """What of TVM the libraries in `folder` need to run."""
+    for library in RUNTIME:
+        places = (place / library for place in package_lib_paths())
+        shutil.copy2(next(place for place in places if place.is_file()), folder / library)
 
 
 def _ours(target: Any, shapes: Iterable[Linear], layout: str) -> dict[str, Any]:

@@ -12,9 +12,11 @@ tokens of it, one ldmatrix for each 16); a tuner on the machine at hand knows be
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from tir_kernels.cuda.epilogue import Epilogue
 from tir_kernels.cuda.schedule import machine_of, measured_schedules
@@ -66,58 +68,64 @@ class Problem:
 def many_rows_schedule(capability: int, problem: Problem, limit: int | None) -> ManyRows:
     """For at most `limit` rows, or any number of them."""
     found = measured_schedules(capability, "many_rows").get(problem.key(limit))
-    if found is not None:
-        return ManyRows(**found)
+    return ManyRows(**found) if found is not None else rule(capability, problem, limit)
+
+
+def rule(capability: int, problem: Problem, limit: int | None) -> ManyRows:
+    """The schedule that the model takes for the cheapest."""
+    return min(
+        candidates(capability, problem, limit),
+        key=lambda schedule: cost(capability, problem, limit, schedule),
+    )
+
+
+def cost(capability: int, problem: Problem, limit: int | None, schedule: ManyRows) -> float:
+    """The logarithm of the estimated seconds, at the rows that the kernel is judged by."""
     rows = _MORE_ROWS if limit is None else (limit,)
-
-    def cost(schedule: ManyRows) -> float:
-        return sum(math.log(seconds(capability, problem, schedule, m)) for m in rows)
-
-    return min(candidates(capability, problem, limit), key=cost)
+    return sum(math.log(seconds(capability, problem, schedule, m)) for m in rows)
 
 
-def candidates(capability: int, problem: Problem, limit: int | None) -> Iterator[ManyRows]:
+def candidates(
+    capability: int, problem: Problem, limit: int | None, *, all_wgmma: bool = False
+) -> Iterator[ManyRows]:
     """All schedules that make sense, for the rule and for a tuner.
 
-    wgmma only where tokens are many: with few, it is the weights that take the time, and more warps
-    dequantize faster.
+    The rule takes wgmma only where tokens are many: with few, weights take the time, and warps
+    along the inputs dequantize them faster. A tuner may try it everywhere.
     """
     machine = machine_of(capability)
     asynchronous = capability >= 80
-    tokens = (64, 128) if limit is None else (limit,)
-    # Sums, fragments on their way and addresses in 255 registers; without cp.async, also copies.
-    most_sums = 128 if asynchronous else 64
-    wgmma = limit is None and capability == 90 and problem.kind == TILED
-    for shape in _shapes(tokens, most_sums, wgmma):
+    wgmma = capability == 90 and problem.kind == TILED and (limit is None or all_wgmma)
+    for shape in _shapes(limit, asynchronous, wgmma):
         for stages in range(3, 9) if asynchronous else (2,):
             for wave in (0, 1, 2):
                 blocks = wave * machine.multiprocessors
                 try:
-                    schedule = ManyRows(*shape[:5], stages, blocks, shape[5])
+                    schedule = ManyRows(**shape, stages=stages, blocks=blocks)
                     plan = SharedPlan(
                         problem.make(schedule), problem.K, problem.epilogue, asynchronous
                     )
                 except ValueError:
                     continue
-                if plan.bytes <= machine.shared_block:
+                never_split = schedule.most_splits(problem.K, problem.N) == 1
+                if plan.bytes <= machine.shared_block and not (blocks and never_split):
                     yield schedule
 
 
-def _shapes(
-    tokens: tuple[int, ...], most_sums: int, wgmma: bool
-) -> Iterator[tuple[int, int, int, int, int, bool]]:
-    """Tokens, outputs, warps along both and along inputs, and whether by wgmma."""
-    for t in tokens:
-        for outputs in (64, 128, 256):
-            for n in (1, 2, 4, 8):
-                for m in (1, 2, 4):
-                    for k in (1, 2, 4):
-                        sums = t * outputs // (32 * n * m)
-                        if 4 <= n * m * k <= 8 and 16 <= sums <= most_sums and t >= 16 * m:
-                            yield t, outputs, n, m, k, False
+def _shapes(limit: int | None, asynchronous: bool, wgmma: bool) -> Iterator[dict[str, Any]]:
+    """Tokens, outputs and warps, some of which no schedule can have."""
+    # Sums, fragments on their way and addresses in 255 registers; without cp.async, also copies.
+    most_sums = 128 if asynchronous else 64
+    warps = itertools.product((1, 2, 4, 8), (1, 2, 4), (1, 2, 4))
+    tokens = (64, 128) if limit is None else (limit,)
+    for t, outputs, (n, m, k) in itertools.product(tokens, (64, 128, 256), warps):
+        if 4 <= n * m * k <= 8 and 16 <= t * outputs // (32 * n * m) <= most_sums:
+            yield {"tokens": t, "outputs": outputs, "warps_n": n, "warps_m": m, "warps_k": k}
     if wgmma:
-        for t, outputs, n in ((128, 128, 8), (128, 256, 8), (256, 128, 8), (128, 256, 16)):
-            yield t, outputs, n, 1, 1, True
+        tokens = (128, 256) if limit is None else (limit,)
+        for t, outputs, n in itertools.product(tokens, (128, 256), (8, 16)):
+            if 16 <= t * outputs // (32 * n) <= most_sums:
+                yield {"tokens": t, "outputs": outputs, "warps_n": n, "wgmma": True}
 
 
 def resident_blocks(capability: int, problem: Problem, schedule: ManyRows) -> int:
