@@ -121,8 +121,18 @@ def many_rows(
 
     def splits_of(m):
         """Into how many parts the inputs are split: few tokens make few blocks."""
-        wanted = schedule.blocks // (T.ceildiv(m, BM) * blocks)
+        wanted = T.truncdiv(schedule.blocks, token_blocks_of(m) * blocks)
         return 1 if most_splits == 1 else T.max(1, T.min(wanted, most_splits))
+
+    def token_blocks_of(m):
+        # Of numbers above zero, the truncated quotient is the floor, and cheaper.
+        return T.truncdiv(m + BM - 1, BM)
+
+    def share_of(splits):
+        """Tiles of a split: whole rounds."""
+        return -(-tiles // WK) * WK if most_splits == 1 else (
+            T.truncdiv(tiles + splits * WK - 1, splits * WK) * WK
+        )  # fmt: skip
 
     @T.inline
     def body(m, x, parameters, bias, out, token_block, block, split, warp, lane):
@@ -145,9 +155,13 @@ def many_rows(
         warp_m = T.meta_var(warp // WN % WM)
         warp_k = T.meta_var(warp // (WN * WM))
         splits = T.meta_var(splits_of(m))
-        share = T.meta_var(T.ceildiv(tiles, splits * WK) * WK)
-        first_tile = T.meta_var(split * share)
-        rounds = T.meta_var(T.ceildiv(T.min(tiles - first_tile, share), WK))
+        # The block's part of the inputs: its first tile, and its rounds, none where shares of whole
+        # rounds leave nothing for the last splits.
+        part = T.alloc_buffer((2,), "int32", scope="local")
+        part[0] = split * share_of(splits)
+        part[1] = T.truncdiv(T.min(T.max(tiles - part[0], 0), share_of(splits)) + WK - 1, WK)
+        first_tile = T.meta_var(part[0])
+        rounds = T.meta_var(part[1])
         last = T.meta_var(None if exact else tiles)
         limit = T.meta_var(None if exact else K)
         first_row = T.meta_var(token_block * BM + rows.row(thread))
@@ -277,7 +291,7 @@ def many_rows(
     def kernel(m, x, parameters, bias, out):
         count = T.meta_var(T.Cast("int32", m))
         # Token blocks first: blocks that run at the same time share weights and activations.
-        for token_block in T.thread_binding(T.ceildiv(count, BM), thread="blockIdx.x"):
+        for token_block in T.thread_binding(token_blocks_of(count), thread="blockIdx.x"):
             for block in T.thread_binding(blocks, thread="blockIdx.y"):
                 for split in T.thread_binding(splits_of(count), thread="blockIdx.z"):
                     for warp in T.thread_binding(W, thread="threadIdx.y"):

@@ -10,7 +10,7 @@ from tir_kernels.layouts import TILE_K, TILE_N
 
 STEPS = TILE_K // 16  # of mma in a tile of inputs
 ROW = 2 * TILE_K  # bytes of a token's or an output's 64 inputs in shared memory
-WORKSPACE_FLOATS = 1 << 22  # where blocks that share a tile of outputs put their sums
+WORKSPACE_FLOATS = 5 << 20  # where blocks that share a tile of outputs put their sums
 SPLIT_ROUNDS = 4  # a block has no less to do, or filling its stages would take most of its time
 
 
