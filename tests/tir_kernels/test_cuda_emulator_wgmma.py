@@ -24,16 +24,16 @@ extern "C" __global__ void multiply(unsigned short* a, unsigned short* b, float*
   FENCE
   __syncthreads();
   float sums[N / 2];
-  unsigned x[4];
+  unsigned x[K / 16][4];
   emulator::wgmma_fence();
   for (int k = 0; k < bytes / 2; k += 16) {
     for (int r = 0; r < 4; ++r) {
       int row = t / 32 * 16 + lane / 4 + r % 2 * 8, column = k + lane % 4 * 2 + r / 2 * 8;
-      x[r] = a[row * K + column] | a[row * K + column + 1] << 16;
+      x[STEP][r] = a[row * K + column] | a[row * K + column + 1] << 16;
     }
     unsigned long long matrix = (unsigned long long)swizzle << 62 |
         (unsigned long long)(8 * bytes >> 4) << 32 | (2 * k >> 4);
-    emulator::wgmma(emulator::Element::kHalf, N, sums, x, matrix, k > 0);
+    emulator::wgmma(emulator::Element::kHalf, N, sums, x[STEP], matrix, k > 0);
   }
   emulator::wgmma_commit();
   WAIT
@@ -45,12 +45,25 @@ extern "C" __global__ void multiply(unsigned short* a, unsigned short* b, float*
 """
 
 
+def kernel(
+    N: int,
+    K: int,
+    fence: str = "emulator::proxy_fence();",
+    wait: str = "emulator::wgmma_wait(0);",
+    step: str = "k / 16",
+) -> str:
+    parts = {"FENCE": fence, "WAIT": wait, "STEP": step}
+    source = f"constexpr int N = {N}, K = {K};{WGMMA}"
+    for name, text in parts.items():
+        source = source.replace(name, text)
+    return source
+
+
 @pytest.mark.parametrize("swizzle", [1, 2, 3])
 @pytest.mark.parametrize("wait", [True, False])
 def test_wgmma(swizzle: int, wait: bool) -> None:
     N, K = 24, 128 >> swizzle
-    source = f"constexpr int N = {N}, K = {K};{WGMMA}".replace("FENCE", "emulator::proxy_fence();")
-    source = source.replace("WAIT", "emulator::wgmma_wait(0);" if wait else "")
+    source = kernel(N, K, wait="emulator::wgmma_wait(0);" if wait else "")
     seed = secrets.randbits(32)
     rng = np.random.default_rng(seed)
     a, b = (rng.standard_normal(shape).astype(np.float16) for shape in ((64, K), (N, K)))
@@ -67,7 +80,17 @@ def test_wgmma(swizzle: int, wait: bool) -> None:
 
 
 def test_wgmma_wants_its_operands_handed_over() -> None:
-    source = f"constexpr int N = 8, K = 64;{WGMMA}".replace("FENCE", "").replace("WAIT", "")
+    source = kernel(8, 64, fence="")
     x, d = np.zeros((64, 64), np.uint16), np.zeros((64, 8), np.float32)
     with pytest.raises(RuntimeError, match=r"fence\.proxy\.async"):
         run_source(source, "multiply", (1,), (128,), x, x, d, 1, dynamic_shared=1024, arch="sm_90")
+
+
+def test_wgmma_reads_its_registers_until_the_wait() -> None:
+    a = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+    b, d = np.zeros((8, 64), np.uint16), np.zeros((64, 8), np.float32)
+    with pytest.raises(RuntimeError, match="before the wait"):
+        run_source(
+            kernel(8, 64, step="0"), "multiply", (1,), (128,), a, b, d, 1,
+            dynamic_shared=1024, arch="sm_90",
+        )  # fmt: skip

@@ -1,7 +1,7 @@
 // wgmma.mma_async: products of a warpgroup that are done at the wait that covers them.
 //
 // Accumulators are poison from the instruction until the wait, so that reading them too early
-// shows. Shared memory is read at the first wait; that it was written before the instruction, and
+// shows; registers of a must be at the wait what they were at the instruction. Shared memory is read at the first wait; that it was written before the instruction, and
 // was handed from the generic proxy to the asynchronous one (fence.proxy.async by the writer), is
 // checked at the instruction. Layouts are those of the PTX manual's "Asynchronous warpgroup-level
 // matrix instructions", for operands whose rows are contiguous along K ("K-major").
@@ -55,6 +55,7 @@ struct Product {
   int n;
   bool accumulate, a_in_registers;
   uint32_t a[kGroupThreads][4];
+  const uint32_t* a_registers[kGroupThreads];  // null once the thread has waited
   uint64_t a_matrix, b_matrix;
   float* accumulators;  // of the first thread; says which registers of all
   bool done;
@@ -163,6 +164,7 @@ void combine_issue(void** all, unsigned) {
   }
   for (int thread = 0; thread < kGroupThreads; ++thread) {
     auto& mine = *static_cast<Operands*>(all[thread]);
+    product.a_registers[thread] = mine.a;
     if (product.a_in_registers) std::memcpy(product.a[thread], mine.a, sizeof product.a[thread]);
     if (!fresh) continue;
     flight.registers[thread] = mine.d;
@@ -177,7 +179,7 @@ void issue(Element type, int n, float* d, const uint32_t* a, uint64_t a_matrix, 
            bool accumulate) {
   if (n % 8 || n < 8 || n > 256) fail("wgmma with n = %d", n);
   if (!current->wgmma_fenced) fail("wgmma without a wgmma.fence since the last wait");
-  Product product{type, n, accumulate, a != nullptr, {}, a_matrix, b_matrix, nullptr, false};
+  Product product{type, n, accumulate, a != nullptr, {}, {}, a_matrix, b_matrix, nullptr, false};
   Operands mine{&product, d, a};
   warpgroup_collective("wgmma.mma_async", &mine, combine_issue);
 }
@@ -206,6 +208,12 @@ void wgmma_wait(int groups_left) {
   Warpgroup& group = warpgroup_of(self);
   for (size_t i = 0; i < covered; ++i) {
     Product& product = group.products[i];
+    int own = self.number % kGroupThreads;
+    if (product.a_registers[own] &&
+        std::memcmp(product.a_registers[own], product.a[own], sizeof product.a[own])) {
+      fail("registers of a wgmma's operand were written before the wait that covers it");
+    }
+    product.a_registers[own] = nullptr;
     if (!product.done) execute(product, group.in_flight.at(product.accumulators).sums);
     product.done = true;
   }
