@@ -149,7 +149,9 @@ def _registers(capability: int, schedule: ManyRows) -> int:
     sums = schedule.warp_stripes * schedule.warp_tokens // 2
     if sums > 64:
         return 256
-    return (128 if sums > 32 else 104) + (0 if capability >= 80 else 40)
+    # Before sm_80, copies pass through registers; sm_90 has two more for every address in memory.
+    more = 40 if capability < 80 else 8 if capability >= 90 and not schedule.wgmma else 0
+    return (128 if sums > 32 else 104) + more
 
 
 def seconds(capability: int, problem: Problem, schedule: ManyRows, m: int) -> float:
