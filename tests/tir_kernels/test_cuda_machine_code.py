@@ -7,6 +7,8 @@ says.
 from __future__ import annotations
 
 import functools
+import itertools
+import re
 
 import pytest
 
@@ -22,7 +24,9 @@ from tests.tir_kernels.machine_code import (
     compile_source,
 )
 from tests.tir_kernels.ptx import read_ptx
+from tir_kernels import dispatch
 from tir_kernels._tvm import PrimFunc, Target
+from tir_kernels.layouts import AUTOAWQ, TILED, LinearShape
 
 _missing = why_not() or (None if find_nvrtc()[0] else find_nvrtc()[1])
 pytestmark = pytest.mark.skipif(_missing is not None, reason=str(_missing))
@@ -99,6 +103,72 @@ def test_kernels_between_the_linears(arch: str) -> None:
     assert len(module.kernels) >= len(functions)
     for kernel in module.kernels.values():
         check_kernel(kernel)
+
+
+# Rows for every kernel behind a linear's entry, few and many.
+ROWS = (1, 2, 8, 9, 16, 17, 32, 33, 64, 65, 512, 2048)
+MOST_FEW_ROWS = 16
+
+
+def linears(target: Target, arch: str) -> dict[str, PrimFunc]:
+    """Linears as a graph asks for them: K = 4096, N = 6144, groups of 128."""
+    K, N = 4096, 6144
+    functions = {
+        "tiled_float16": dispatch.w4a16_linear(target, K, N, 128, layout=TILED),
+        "stock_float16": dispatch.w4a16_linear(target, K, N, 128, layout=AUTOAWQ),
+        "dense_float16": dispatch.dense_linear(target, K, N),
+    }
+    if arch != "sm_75":
+        functions["tiled_bfloat16"] = dispatch.w4a16_linear(
+            target, K, N, 128, "bfloat16", layout=TILED
+        )
+    return functions
+
+
+def arguments(kind: str, dtype: str, m: int) -> list[tuple[tuple[int, ...], str]]:
+    K, N = 4096, 6144
+    if kind == "dense":
+        return [((m, K), dtype), ((N, K), dtype), ((m, N), dtype)]
+    layout = TILED if kind == "tiled" else AUTOAWQ
+    weight = LinearShape(K, N, 128).parameters(layout).values()
+    return [((m, K), dtype), *weight, ((m, N), dtype)]
+
+
+@pytest.mark.parametrize("arch", ARCHS)
+def test_linears(arch: str) -> None:
+    functions = linears(cuda_target(arch), arch)
+    module = CompiledModule(functions, arch)
+    launched = set()
+    for name, m in itertools.product(functions, ROWS):
+        kind, dtype = name.split("_")
+        for kernel, launch in module.launches(name, *arguments(kind, dtype, m)):
+            launched.add(kernel.name)
+            check_launch(kernel, launch, arch)
+            check_linear(kernel, kind, m, arch)
+    assert launched == module.kernels.keys()
+    for kernel in module.kernels.values():
+        check_kernel(kernel)
+
+
+def check_linear(kernel: KernelCode, kind: str, m: int, arch: str) -> None:
+    """Tensor cores work, lanes exchange nothing, weights come 16 bytes at a time."""
+    ptx = kernel.ptx
+    assert ptx.count("mma.sync", "wgmma.mma_async") > 0, kernel.name
+    assert ptx.count("shfl", "vote", "red.sync") == 0, kernel.name
+    place = kernel.parameters.index("weight" if kind == "dense" else "qweight")
+    widths = {load.instruction.bytes for load in ptx.global_loads() if place in load.parameters}
+    # A lane of the stock layout's kernel for few rows has a word of each of its inputs.
+    assert widths == {4 if kind == "stock" and m <= MOST_FEW_ROWS else 16}, kernel.name
+    if m > MOST_FEW_ROWS and arch != "sm_75":
+        assert ptx.count("cp.async.cg", "cp.async.ca") > 0, kernel.name
+        assert ptx.count("ldmatrix", "wgmma.mma_async") > 0, kernel.name
+    if kernel.sass is not None:
+        text = "\n".join(kernel.sass)
+        assert re.search(r"\b(HMMA|HGMMA)", text), kernel.name
+        # The compiler counts a warp's atomics together, which takes a shuffle.
+        assert len(re.findall(r"\bSHFL", text)) <= ptx.count("atom"), kernel.name
+        if kind != "stock" or m > MOST_FEW_ROWS:
+            assert re.search(r"\b(LDG|LDGSTS)\.\S*128", text), kernel.name
 
 
 def test_local_memory_is_seen() -> None:
