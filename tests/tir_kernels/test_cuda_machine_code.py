@@ -159,7 +159,8 @@ def check_linear(kernel: KernelCode, kind: str, m: int, arch: str) -> None:
     widths = {load.instruction.bytes for load in ptx.global_loads() if place in load.parameters}
     # Few rows of the stock layout: a lane reads one or two words of each of its inputs.
     wide = {4, 8} if kind == "stock" and m <= MOST_FEW_ROWS else {16}
-    assert widths and widths <= wide, kernel.name
+    assert widths, kernel.name
+    assert widths <= wide, kernel.name
     if m > MOST_FEW_ROWS and arch != "sm_75":
         assert ptx.count("cp.async.cg", "cp.async.ca") > 0, kernel.name
         assert ptx.count("ldmatrix", "wgmma.mma_async") > 0, kernel.name
