@@ -108,7 +108,7 @@ def many_rows(
         if warp >= WN * WM:
             for f in unrolled(fragments):
                 device_gemm.store_shared_at(
-                    slot + T.Cast("uint32", (warp // (WN * WM) - 1) * (handed)),
+                    slot + T.Cast("uint32", (warp // (WN * WM) - 1) * handed),
                     f * 512, device.registers(sums, 4 * f),
                 )  # fmt: skip
         T.tvm_storage_sync("shared")
@@ -116,7 +116,7 @@ def many_rows(
             for k in T.unroll(WK - 1):
                 for f in unrolled(fragments):
                     device_gemm.add_shared_at(
-                        device.registers(sums, 4 * f), slot, k * (handed) + f * 512
+                        device.registers(sums, 4 * f), slot, k * handed + f * 512
                     )
 
     def splits_of(m):
@@ -130,9 +130,9 @@ def many_rows(
 
     def share_of(splits):
         """Tiles of a split: whole rounds."""
-        return -(-tiles // WK) * WK if most_splits == 1 else (
-            T.truncdiv(tiles + splits * WK - 1, splits * WK) * WK
-        )  # fmt: skip
+        if most_splits == 1:
+            return -(-tiles // WK) * WK
+        return T.truncdiv(tiles + splits * WK - 1, splits * WK) * WK
 
     @T.inline
     def body(m, x, parameters, bias, out, token_block, block, split, warp, lane):

@@ -2,8 +2,8 @@
 
 Each block of a tile stores its fp32 sums in a workspace and counts itself in; the last one to come
 adds the sums of all, in their order, so that results do not depend on timing, and goes on to the
-epilogue. One launch, and about as much traffic through the L2 cache as the weights of the tile are
-bytes (64 tokens, four splits).
+epilogue. One launch; with 64 tokens and four splits of 4096 inputs, what is written and read again
+through the second-level cache is as many bytes as the tile's weights.
 
 The workspace belongs to the module, not to the call. Memory from TVM's workspace pool would have to
 stay where it is as long as a captured CUDA graph refers to it, and the pool moves when another
