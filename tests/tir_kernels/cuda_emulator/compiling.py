@@ -11,12 +11,14 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 ROOT = Path(__file__).parent
 INCLUDE = ROOT / "include"
+_KEPT_SECONDS = 30 * 24 * 3600
 _COMPILE = ("-fPIC", "-std=c++17", "-march=native", f"-I{INCLUDE}")
 
 
@@ -26,6 +28,17 @@ def cache_folder() -> Path:
     base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     folder = Path(given) if given else base / "mlcawq" / "cuda-emulator"
     folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@functools.cache
+def _cache() -> Path:
+    """The cache folder, rid of what no run has used for a month."""
+    folder = cache_folder()
+    for path in folder.glob("*.so"):
+        with suppress(FileNotFoundError):  # another process is at it too
+            if time.time() - path.stat().st_mtime > _KEPT_SECONDS:
+                path.unlink()
     return folder
 
 
@@ -79,10 +92,12 @@ def build(
         digest.update(part.encode() + b"\0")
     for source in sources:
         digest.update((source if isinstance(source, str) else source.read_text()).encode() + b"\0")
-    output = cache_folder() / f"{name}-{digest.hexdigest()[:24]}.so"
+    made_from = digest.hexdigest()
+    output = _cache() / f"{name}-{made_from[:24]}.so"
     if output.exists():
+        output.touch()
         return output
-    with _locked(output.with_suffix(".lock")), tempfile.TemporaryDirectory() as scratch:
+    with _locked(_cache() / f"{made_from[:2]}.lock"), tempfile.TemporaryDirectory() as scratch:
         if output.exists():  # another process was compiling it
             return output
         objects = []
