@@ -22,7 +22,7 @@ WARPS = 4
 ROWS = 16 * WARPS
 KEYS = 64  # that are scored together
 LONGEST = 128  # head_dim that registers hold the sums of
-_CHUNK = 8  # elements of 16 bytes
+_CHUNK = 8  # elements of 16 bytes, the vectors that keys and values come in
 
 # The largest and the sum of a value of the four lanes that share a row of an accumulator.
 _quad_max = DeviceFunction(
@@ -57,7 +57,7 @@ def attention_prefill_ragged(
     if not _fits(head_dim, dtype):
         return without_tensor_cores.attention_prefill_ragged(target, *shape)
     attend = _attend(head_dim, q_heads // kv_heads, dtype)
-    return ragged_prefill(*shape, ROWS, 32 * WARPS, attend)
+    return ragged_prefill(target, *shape, ROWS, 32 * WARPS, attend)
 
 
 @memoized
@@ -89,15 +89,15 @@ def _attend(d: int, group: int, dtype: str):
     multiply = device.mma(dtype)
 
     @T.inline
-    def copy(t, first, length, element, shared):
+    def copy(t, first, length, vector, shared):
         """Ask for a tile of keys or values; what lies past the last is zero."""
         for i in range(copies):
             chunk = T.meta_var(i * threads + t)
             row = T.meta_var(T.truncdiv(chunk, d // _CHUNK))
-            column = T.meta_var(T.truncmod(chunk, d // _CHUNK) * _CHUNK)
+            v = T.meta_var(T.truncmod(chunk, d // _CHUNK))
             device.copy_async(
-                device.shared_address(shared, row * pitch + column),
-                T.address_of(element(T.min(first + row, length - 1), column)),
+                device.shared_address(shared, row * pitch + v * _CHUNK),
+                T.address_of(vector(T.min(first + row, length - 1), v)),
                 T.Select(first + row < length, 16, 0),
             )
         device.commit_copies()
@@ -190,7 +190,7 @@ def _attend(d: int, group: int, dtype: str):
         total = T.alloc_buffer((2,), "float32", scope="local")
         visible = T.alloc_buffer((2,), "int32", scope="local")
         lane = T.meta_var(t % 32)
-        pairs = T.decl_buffer((T.int32(2**30),), "uint32", data=q.data)
+        pairs = T.decl_buffer((q.shape[0], q.shape[1], d // 2), "uint32", data=q.data)
         last_row = T.meta_var(q_length * group - 1)
         row = T.meta_var(lambda h: first_row + t // 32 * 16 + lane // 4 + h * 8)
         # A query sees the keys before it: those of the past and its own chunk's.
@@ -210,12 +210,12 @@ def _attend(d: int, group: int, dtype: str):
             # Rows past the last repeat it, and are not stored.
             mine: T.let[T.int32] = T.max(T.min(row(h), last_row), 0)
             query: T.let[T.int32] = q_row + T.truncdiv(mine, group)
-            base: T.let[T.int32] = q.offset_of([query, head * group + T.truncmod(mine, group), 0])[
-                0
-            ]
+            at_head: T.let[T.int32] = head * group + T.truncmod(mine, group)
             for s in T.unroll(steps):
                 for part in T.unroll(2):
-                    queries[s * 4 + part * 2 + h] = pairs[base // 2 + s * 8 + part * 4 + lane % 4]
+                    queries[s * 4 + part * 2 + h] = pairs[
+                        query, at_head, s * 8 + part * 4 + lane % 4
+                    ]
             largest[h] = T.float32(NOTHING)
             total[h] = T.float32(0)
         for i in T.unroll(columns * 4):

@@ -1,7 +1,7 @@
 """SwiGLU's activation on its own, for linears that do not end in it."""
 
 from tir_kernels._tvm import PrimFunc, T, Target
-from tir_kernels.gpu.blocks import threads_for, vector_width
+from tir_kernels.gpu.blocks import at, threads_for, vector_view, vector_width
 from tir_kernels.memo import memoized
 
 # exp(-x) of a gate below this is left at exp(80): infinity is not a value that WGSL promises, and
@@ -22,24 +22,24 @@ def silu_multiply(target: Target, size: int, dtype: str) -> PrimFunc:
         m = T.int32()
         gate_up = T.match_buffer(gate_up_handle, (m, 2 * size), dtype)
         out = T.match_buffer(out_handle, (m, size), dtype)
+        gate_up_view = vector_view(gate_up, dtype, vec)
+        out_view = vector_view(out, dtype, vec)
         for r in T.thread_binding(m, thread="blockIdx.x"):
             for block in T.thread_binding(blocks, thread="blockIdx.y"):
                 for t in T.thread_binding(threads, thread="threadIdx.x"):
                     gate = T.alloc_buffer((vec,), dtype, scope="local")
                     up = T.alloc_buffer((vec,), dtype, scope="local")
-                    first = T.meta_var((block * threads + t) * vec)
-                    if first < size:
-                        for j in T.vectorized(vec):
-                            gate[j] = gate_up[r, first + j]
-                        for j in T.vectorized(vec):
-                            up[j] = gate_up[r, size + first + j]
+                    result = T.alloc_buffer((vec,), dtype, scope="local")
+                    v = T.meta_var(block * threads + t)
+                    if v < size // vec:
+                        gate[at(0, vec)] = gate_up_view[r, v]
+                        up[at(0, vec)] = gate_up_view[r, size // vec + v]
                         for j in T.unroll(vec):
-                            up[j] = T.Cast(
+                            result[j] = T.Cast(
                                 dtype,
                                 silu(T.Cast("float32", gate[j])) * T.Cast("float32", up[j]),
                             )
-                        for j in T.vectorized(vec):
-                            out[r, first + j] = up[j]
+                        out_view[r, v] = result[at(0, vec)]
 
     return activate
 

@@ -15,7 +15,7 @@ Scores are in base 2, as `attention_entries` says.
 
 from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.gpu.attention_parts import LOG2_E, NOTHING, TINY, in_pages
-from tir_kernels.gpu.blocks import SHARED_BYTES, vector_width
+from tir_kernels.gpu.blocks import SHARED_BYTES, at, vector_view, vector_width
 from tir_kernels.gpu.pages import PAGE
 from tir_kernels.memo import memoized
 
@@ -106,6 +106,7 @@ def attention_decode_paged(
         )
         sums = T.sblock_alloc_buffer((batch, q_heads, splits, d), "float32")
         stats = T.sblock_alloc_buffer((batch, q_heads, splits, 2), "float32")
+        pages_view = vector_view(pages, dtype, _vector(target, d, dtype))
         for unit in T.thread_binding(batch * units, thread="blockIdx.y"):
             for split in T.thread_binding(splits, thread="blockIdx.x"):
                 for t in T.thread_binding(THREADS, thread="threadIdx.x"):
@@ -117,8 +118,8 @@ def attention_decode_paged(
                     length: T.let[T.int32] = T.Select(
                         count > 0, (count - 1) * PAGE + last_page_length[b], 0
                     )
-                    key = T.meta_var(in_pages(target, pages, page_values, begin, 0, head))
-                    value = T.meta_var(in_pages(target, pages, page_values, begin, 1, head))
+                    key = T.meta_var(in_pages(target, pages_view, page_values, begin, 0, head))
+                    value = T.meta_var(in_pages(target, pages_view, page_values, begin, 1, head))
                     attend(
                         t, b, head * group + piece * heads, group - piece * heads, length,
                         split, splits, sm_scale, q, key, value, sums, stats,
@@ -152,6 +153,11 @@ def attention_decode_paged(
     return attention
 
 
+def _vector(target: Target, d: int, dtype: str) -> int:
+    """Elements of a load of keys or values: a part of a key is some of them."""
+    return vector_width(target, d // _PARTS, dtype)
+
+
 def _heads_of_block(group: int, d: int) -> int:
     """Query heads of a block: what fits into shared memory, shared out evenly."""
     bytes_of_head = 4 * (d + _PARTS * SPAN + 2 * _SHARERS + 1)
@@ -162,10 +168,9 @@ def _heads_of_block(group: int, d: int) -> int:
 
 def _attend(target: Target, d: int, heads: int, dtype: str):
     """TIR for one block: `heads` query heads over spans split, split + splits, ... of the keys."""
-    k_vec = vector_width(target, d // _PARTS, dtype)
-    k_steps = d // (_PARTS * k_vec)
-    v_vec = vector_width(target, d, dtype)
-    lanes = d // v_vec
+    vec = _vector(target, d, dtype)
+    k_steps = d // (_PARTS * vec)
+    lanes = d // vec
     slots = THREADS // lanes
     keys_of_slot = -(-SPAN // slots)
     own = SPAN // _SHARERS
@@ -175,14 +180,14 @@ def _attend(target: Target, d: int, heads: int, dtype: str):
     k_ahead = k_steps if on_cuda else (2 if k_steps % 2 == 0 else 1)
     v_ahead = keys_of_slot if on_cuda else 4
 
-    def first_element(chunk, s, t):
-        """Where a thread's vector s of a chunk begins in its key: those of a key lie together."""
-        return ((chunk * k_ahead + s) * _PARTS + t % _PARTS) * k_vec
+    def vector_of(chunk, s, t):
+        """Which vector of its key is a thread's s-th of a chunk: threads of a key sit together."""
+        return (chunk * k_ahead + s) * _PARTS + t % _PARTS
 
     @T.inline
     def score(t, first, last, key, q_shared, scores):
         """Each thread's part of the products of its keys with every head."""
-        keys = T.alloc_buffer((_ROUNDS, k_ahead * k_vec), dtype, scope="local")
+        keys = T.alloc_buffer((_ROUNDS * k_ahead * vec,), dtype, scope="local")
         products = T.alloc_buffer((_ROUNDS, heads), "float32", scope="local")
         for r in T.unroll(_ROUNDS):
             for g in T.unroll(heads):
@@ -190,19 +195,17 @@ def _attend(target: Target, d: int, heads: int, dtype: str):
         for chunk in range(k_steps // k_ahead):
             for r in T.unroll(_ROUNDS):
                 for s in T.unroll(k_ahead):
-                    for j in T.vectorized(k_vec):
-                        keys[r, s * k_vec + j] = key(
-                            T.min(first + r * _AT_ONCE + t // _PARTS, last),
-                            first_element(chunk, s, t) + j,
-                        )
+                    keys[at((r * k_ahead + s) * vec, vec)] = key(
+                        T.min(first + r * _AT_ONCE + t // _PARTS, last), vector_of(chunk, s, t)
+                    )
             for s in T.unroll(k_ahead):
-                for j in T.unroll(k_vec):
+                for j in T.unroll(vec):
                     for g in T.unroll(heads):
                         for r in T.unroll(_ROUNDS):
                             products[r, g] = (
                                 products[r, g]
-                                + T.Cast("float32", keys[r, s * k_vec + j])
-                                * q_shared[g * d + first_element(chunk, s, t) + j]
+                                + T.Cast("float32", keys[(r * k_ahead + s) * vec + j])
+                                * q_shared[g * d + vector_of(chunk, s, t) * vec + j]
                             )
         for g in T.unroll(heads):
             for r in T.unroll(_ROUNDS):
@@ -213,24 +216,22 @@ def _attend(target: Target, d: int, heads: int, dtype: str):
     @T.inline
     def gather(t, first, last, value, weights, factors, mixed):
         """Each thread's elements of the values of its keys, weighted for every head."""
-        loaded = T.alloc_buffer((v_ahead, v_vec), dtype, scope="local")
+        loaded = T.alloc_buffer((v_ahead * vec,), dtype, scope="local")
         for g in T.unroll(heads):
-            for j in T.unroll(v_vec):
+            for j in T.unroll(vec):
                 mixed[g, j] = mixed[g, j] * factors[g]
         for chunk in range(-(-keys_of_slot // v_ahead)):
             for i in T.unroll(v_ahead):
-                for j in T.vectorized(v_vec):
-                    loaded[i, j] = value(
-                        T.min(first + (chunk * v_ahead + i) * slots + t // lanes, last),
-                        (t % lanes) * v_vec + j,
-                    )
+                loaded[at(i * vec, vec)] = value(
+                    T.min(first + (chunk * v_ahead + i) * slots + t // lanes, last), t % lanes
+                )
             for i in T.unroll(v_ahead):
                 k: T.let[T.int32] = (chunk * v_ahead + i) * slots + t // lanes
                 if k < SPAN:
                     for g in T.unroll(heads):
-                        for j in T.unroll(v_vec):
+                        for j in T.unroll(vec):
                             mixed[g, j] = mixed[g, j] + weights[g * SPAN + k] * T.Cast(
-                                "float32", loaded[i, j]
+                                "float32", loaded[i * vec + j]
                             )
 
     @T.inline
@@ -245,7 +246,7 @@ def _attend(target: Target, d: int, heads: int, dtype: str):
         own_scores = T.alloc_buffer((own,), "float32", scope="local")
         largest = T.alloc_buffer((2,), "float32", scope="local")
         total = T.alloc_buffer((1,), "float32", scope="local")
-        mixed = T.alloc_buffer((heads, v_vec), "float32", scope="local")
+        mixed = T.alloc_buffer((heads, vec), "float32", scope="local")
         g = T.meta_var(t // _SHARERS)
         sharer = T.meta_var(t % _SHARERS)
         for i in range(-(-heads * d // THREADS)):
@@ -265,7 +266,7 @@ def _attend(target: Target, d: int, heads: int, dtype: str):
                     T.float32(0),
                 )
         for h in T.unroll(heads):
-            for j in T.unroll(v_vec):
+            for j in T.unroll(vec):
                 mixed[h, j] = T.float32(0)
         largest[0] = T.float32(NOTHING)
         total[0] = T.float32(0)
@@ -310,8 +311,8 @@ def _attend(target: Target, d: int, heads: int, dtype: str):
             maxima[t] = total[0]
         for h in range(heads):
             if t < slots * lanes:
-                for j in T.unroll(v_vec):
-                    scores[t // lanes * d + t % lanes * v_vec + j] = mixed[h, j]
+                for j in T.unroll(vec):
+                    scores[t // lanes * d + t % lanes * vec + j] = mixed[h, j]
             T.tvm_storage_sync("shared")
             for i in range(-(-d // THREADS)):
                 j: T.let[T.int32] = i * THREADS + t

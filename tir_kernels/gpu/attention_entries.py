@@ -7,8 +7,8 @@ threads; it is an inline builder of
     t, q_row, q_length, first_row, head, kv_length, causal, sm_scale, q, key, value, out, lse
 
 where the sequence has queries q_row to q_row + q_length, the tile begins at row first_row of them
-(beyond the last where there is none for the block), head is the key head, key(i, j) and value(i, j)
-are element j of key i of kv_length.
+(beyond the last where there is none for the block), head is the key head, key(i, v) and value(i, v)
+are vector v of key i of kv_length, and q is a view as vectors, all of `vector_width` elements.
 
 Scores are in base 2: what is returned as lse is log2 of the sum of exponentials, which
 `merge_state` expects. The rotary arguments are part of the signatures and unused: keys are rotated
@@ -21,11 +21,19 @@ from typing import Any
 
 from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.gpu.attention_parts import in_pages, in_rows
+from tir_kernels.gpu.blocks import vector_view, vector_width
 from tir_kernels.gpu.pages import PAGE
 
 
 def ragged_prefill(
-    q_heads: int, kv_heads: int, head_dim: int, dtype: str, rows: int, threads: int, attend: Any
+    target: Target,
+    q_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: str,
+    rows: int,
+    threads: int,
+    attend: Any,
 ) -> PrimFunc:
     """New queries against the new keys and values of the same sequences, causal if asked.
 
@@ -33,6 +41,7 @@ def ragged_prefill(
     """
     d, group = head_dim, q_heads // kv_heads
     find = _find_tile(group, rows)
+    vec = vector_width(target, d, dtype)
 
     @T.prim_func(private=True, s_tir=True)
     def attention(
@@ -71,6 +80,9 @@ def ragged_prefill(
         out = T.match_buffer(out_handle, (q_rows, q_heads, d), dtype)
         lse = T.match_buffer(lse_handle, (q_rows, q_heads), "float32")
         tiles = T.meta_var(T.truncdiv(q_rows * group, rows) + batch)
+        q_view = vector_view(q, dtype, vec)
+        k_view = vector_view(k, dtype, vec)
+        v_view = vector_view(v, dtype, vec)
         for block in T.thread_binding(tiles, thread="blockIdx.x"):
             for head in T.thread_binding(kv_heads, thread="blockIdx.y"):
                 for t in T.thread_binding(threads, thread="threadIdx.x"):
@@ -78,11 +90,11 @@ def ragged_prefill(
                     find(block, batch, q_indptr, place)
                     b: T.let[T.int32] = place[0]
                     begin: T.let[T.int32] = kv_indptr[b]
-                    key = T.meta_var(in_rows(k, begin, head))
-                    value = T.meta_var(in_rows(v, begin, head))
+                    key = T.meta_var(in_rows(k_view, begin, head))
+                    value = T.meta_var(in_rows(v_view, begin, head))
                     attend(
                         t, q_indptr[b], q_indptr[b + 1] - q_indptr[b], place[1], head,
-                        kv_indptr[b + 1] - begin, causal, sm_scale, q, key, value, out, lse,
+                        kv_indptr[b + 1] - begin, causal, sm_scale, q_view, key, value, out, lse,
                     )  # fmt: skip
 
     return attention
@@ -105,6 +117,7 @@ def paged_prefill(
     """
     d, group = head_dim, q_heads // kv_heads
     find = _find_tile(group, rows)
+    vec = vector_width(target, d, dtype)
 
     @T.prim_func(private=True, s_tir=True)
     def attention(
@@ -152,6 +165,8 @@ def paged_prefill(
         out = T.match_buffer(out_handle, (q_rows, q_heads, d), dtype)
         lse = T.match_buffer(lse_handle, (q_rows, q_heads), "float32")
         tiles = T.meta_var(T.truncdiv(q_rows * group, rows) + batch)
+        q_view = vector_view(q, dtype, vec)
+        pages_view = vector_view(pages, dtype, vec)
         for block in T.thread_binding(tiles, thread="blockIdx.x"):
             for head in T.thread_binding(kv_heads, thread="blockIdx.y"):
                 for t in T.thread_binding(threads, thread="threadIdx.x"):
@@ -163,11 +178,11 @@ def paged_prefill(
                     length: T.let[T.int32] = T.Select(
                         count > 0, (count - 1) * PAGE + last_page_length[b], 0
                     )
-                    key = T.meta_var(in_pages(target, pages, page_values, begin, 0, head))
-                    value = T.meta_var(in_pages(target, pages, page_values, begin, 1, head))
+                    key = T.meta_var(in_pages(target, pages_view, page_values, begin, 0, head))
+                    value = T.meta_var(in_pages(target, pages_view, page_values, begin, 1, head))
                     attend(
                         t, q_indptr[b], q_indptr[b + 1] - q_indptr[b], place[1], head,
-                        length, causal, sm_scale, q, key, value, out, lse,
+                        length, causal, sm_scale, q_view, key, value, out, lse,
                     )  # fmt: skip
 
     return attention

@@ -13,19 +13,19 @@ _PAGE_BITS = PAGE.bit_length() - 1
 
 
 def in_rows(x, first, head):
-    """Element j of token t in rows of [n, heads, d] that begin at `first`."""
-    return lambda t, j: x[first + t, head, j]
+    """Vector v of token t in rows of a view of [n, heads, d] that begin at `first`."""
+    return lambda t, v: x[first + t, head, v]
 
 
 def in_pages(target: Target, pages, page_values, begin, which, head):
-    """Element j of token t in the pages of a sequence; which: 0 for keys, 1 for values."""
+    """Vector v of token t in a view of a sequence's pages; which: 0 for keys, 1 for values."""
 
-    def element(t, j):
+    def vector(t, v):
         page = page_values[begin + T.shift_right(t, _PAGE_BITS)]
         # A large cache has more than 2^31 elements; WGSL has no wider integers, and no buffers
         # as large either.
         if target.kind.name == "cuda":
             page = T.Cast("int64", page)
-        return pages[page, which, head, T.bitwise_and(t, PAGE - 1), j]
+        return pages[page, which, head, T.bitwise_and(t, PAGE - 1), v]
 
-    return element
+    return vector

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.gpu.attention_entries import paged_prefill, ragged_prefill
 from tir_kernels.gpu.attention_parts import HIDDEN, LOG2_E, NOTHING, TINY
-from tir_kernels.gpu.blocks import SHARED_BYTES, bytes_of, vector_width
+from tir_kernels.gpu.blocks import SHARED_BYTES, at, bytes_of, vector_width
 from tir_kernels.memo import memoized
 
 THREADS = 128
@@ -30,7 +30,7 @@ def attention_prefill_ragged(
     """
     tile = _tile(head_dim, dtype)
     attend = _attend(target, head_dim, q_heads // kv_heads, dtype, tile)
-    return ragged_prefill(q_heads, kv_heads, head_dim, dtype, tile.rows, THREADS, attend)
+    return ragged_prefill(target, q_heads, kv_heads, head_dim, dtype, tile.rows, THREADS, attend)
 
 
 @memoized
@@ -83,23 +83,21 @@ def _attend(target: Target, d: int, group: int, dtype: str, tile: _Tile):
     out_rows = -(-tile.rows // slots)
 
     @T.inline
-    def load(t, first, last, element, shared):
+    def load(t, first, last, vector, shared):
         """A tile of keys or values; keys past the last repeat it, and get no weight."""
         for i in range(loads):
             e: T.let[T.int32] = i * THREADS + t
             if e < tile.keys * (d // vec):
-                for j in T.vectorized(vec):
-                    shared[T.truncdiv(e, d // vec) * pitch + T.truncmod(e, d // vec) * vec + j] = (
-                        element(
-                            T.max(T.min(first + T.truncdiv(e, d // vec), last), 0),
-                            T.truncmod(e, d // vec) * vec + j,
-                        )
-                    )
+                row = T.meta_var(T.truncdiv(e, d // vec))
+                v = T.meta_var(T.truncmod(e, d // vec))
+                shared[at(row * pitch + v * vec, vec)] = vector(
+                    T.max(T.min(first + row, last), 0), v
+                )
 
     @T.inline
     def score(t, sm_scale, q_shared, k_shared, scores):
-        q_part = T.alloc_buffer((score_rows, part), dtype, scope="local")
-        k_part = T.alloc_buffer((score_keys, part), dtype, scope="local")
+        q_part = T.alloc_buffer((score_rows * part,), dtype, scope="local")
+        k_part = T.alloc_buffer((score_keys * part,), dtype, scope="local")
         products = T.alloc_buffer((score_rows, score_keys), "float32", scope="local")
         row = T.meta_var(T.truncdiv(t, keys_apart))
         key = T.meta_var(T.truncmod(t, keys_apart))
@@ -107,19 +105,19 @@ def _attend(target: Target, d: int, group: int, dtype: str, tile: _Tile):
             products[r, c] = T.float32(0)
         for s in range(d // part):
             for r in T.unroll(score_rows):
-                for j in T.vectorized(part):
-                    q_part[r, j] = q_shared[
-                        T.min(row + r * rows_apart, tile.rows - 1) * pitch + s * part + j
-                    ]
+                q_part[at(r * part, part)] = q_shared[
+                    at(T.min(row + r * rows_apart, tile.rows - 1) * pitch + s * part, part)
+                ]
             for c in T.unroll(score_keys):
-                for j in T.vectorized(part):
-                    k_part[c, j] = k_shared[(key + c * keys_apart) * pitch + s * part + j]
+                k_part[at(c * part, part)] = k_shared[
+                    at((key + c * keys_apart) * pitch + s * part, part)
+                ]
             for j in T.unroll(part):
                 for r in T.unroll(score_rows):
                     for c in T.unroll(score_keys):
-                        products[r, c] = products[r, c] + T.Cast("float32", q_part[r, j]) * T.Cast(
-                            "float32", k_part[c, j]
-                        )
+                        products[r, c] = products[r, c] + T.Cast(
+                            "float32", q_part[r * part + j]
+                        ) * T.Cast("float32", k_part[c * part + j])
         for r in T.unroll(score_rows):
             if row + r * rows_apart < tile.rows:
                 for c in T.unroll(score_keys):
@@ -162,8 +160,7 @@ def _attend(target: Target, d: int, group: int, dtype: str, tile: _Tile):
             for j in T.unroll(part):
                 mixed[r, j] = mixed[r, j] * factors[T.min(slot + r * slots, tile.rows - 1)]
         for key in range(tile.keys):
-            for j in T.vectorized(part):
-                v_part[j] = v_shared[key * pitch + lane * part + j]
+            v_part[at(0, part)] = v_shared[at(key * pitch + lane * part, part)]
             for r in T.unroll(out_rows):
                 for j in T.unroll(part):
                     mixed[r, j] = mixed[r, j] + scores[
@@ -188,14 +185,10 @@ def _attend(target: Target, d: int, group: int, dtype: str, tile: _Tile):
             if e < tile.rows * (d // vec):
                 # Rows past the last repeat it, and are not stored.
                 row: T.let[T.int32] = T.max(T.min(first_row + T.truncdiv(e, d // vec), last_row), 0)
-                for j in T.vectorized(vec):
-                    q_shared[
-                        T.truncdiv(e, d // vec) * pitch + T.truncmod(e, d // vec) * vec + j
-                    ] = q[
-                        q_row + T.truncdiv(row, group),
-                        head * group + T.truncmod(row, group),
-                        T.truncmod(e, d // vec) * vec + j,
-                    ]
+                v = T.meta_var(T.truncmod(e, d // vec))
+                q_shared[at(T.truncdiv(e, d // vec) * pitch + v * vec, vec)] = q[
+                    q_row + T.truncdiv(row, group), head * group + T.truncmod(row, group), v
+                ]
         for r in T.unroll(out_rows):
             for j in T.unroll(part):
                 mixed[r, j] = T.float32(0)

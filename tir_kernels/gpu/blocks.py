@@ -4,9 +4,16 @@ Nothing here counts on a warp: sums go through shared memory, with two barriers 
 shapes hold for WebGPU's least limits too: 256 threads and 16 KiB of shared memory in a block, no
 third grid axis, and 65,535 blocks along an axis, so rows of a batch are the first axis and never a
 factor of another.
+
+Tensors are read and written as vectors through views (`vector_view`), because WGSL has no other way
+to say that. What a thread has of them is a flat local buffer, of which `at` names one vector; one
+that is written in vectors and read element by element, or the other way round, stays in registers
+as vectors too.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from tir_kernels._tvm import T, Target
 
@@ -34,9 +41,29 @@ def vector_width(target: Target, size: int, dtype: str) -> int:
     return widest
 
 
-def threads_for(work: int) -> int:
-    """Threads of a block with `work` equal pieces: a multiple of 32 up to THREADS."""
-    return min(THREADS, -(-work // 32) * 32)
+def vector_type(dtype: str, vec: int) -> str:
+    """TVM's name of a vector of `vec` elements."""
+    return dtype if vec == 1 else f"{dtype}x{vec}"
+
+
+def vector_view(buffer: Any, dtype: str, vec: int) -> Any:
+    """A buffer as vectors along its last axis; to be declared before threads are bound.
+
+    Two views of one buffer would be bound twice, which WebGPU forbids where one is written.
+    """
+    shape = (*buffer.shape[:-1], buffer.shape[-1] // vec)
+    first = buffer[tuple(0 for _ in shape)]
+    return T.decl_buffer(shape, vector_type(dtype, vec), data=T.address_of(first))
+
+
+def at(first: Any, vec: int) -> Any:
+    """The index of `vec` elements of a flat buffer from `first` on."""
+    return first if vec == 1 else T.ramp(first, 1, vec)
+
+
+def threads_for(work: int, most: int = THREADS) -> int:
+    """Threads of a block with `work` equal pieces: a multiple of 32 up to `most`."""
+    return min(most, -(-work // 32) * 32)
 
 
 def block_sum(threads: int):

@@ -1,7 +1,7 @@
 """Putting together attention over two sets of keys."""
 
 from tir_kernels._tvm import PrimFunc, T, Target
-from tir_kernels.gpu.blocks import THREADS, vector_width
+from tir_kernels.gpu.blocks import THREADS, at, vector_view, vector_width
 from tir_kernels.memo import memoized
 
 
@@ -28,12 +28,15 @@ def merge_state(target: Target, heads: int, head_dim: int, dtype: str) -> PrimFu
         lse = T.match_buffer(lse_handle, (n, heads), "float32")
         other_out = T.match_buffer(other_out_handle, (n, heads, d), dtype)
         other_lse = T.match_buffer(other_lse_handle, (n, heads), "float32")
+        out_view = vector_view(out, dtype, vec)
+        other_view = vector_view(other_out, dtype, vec)
         for r in T.thread_binding(n, thread="blockIdx.x"):
             for group in T.thread_binding(-(-heads // slots), thread="blockIdx.y"):
                 for t in T.thread_binding(lanes * slots, thread="threadIdx.x"):
                     before = T.alloc_buffer((2,), "float32", scope="local")
                     one = T.alloc_buffer((vec,), dtype, scope="local")
                     other = T.alloc_buffer((vec,), dtype, scope="local")
+                    result = T.alloc_buffer((vec,), dtype, scope="local")
                     h = T.meta_var(group * slots + T.truncdiv(t, lanes))
                     lane = T.meta_var(T.truncmod(t, lanes))
                     before[0] = lse[r, T.min(h, heads - 1)]
@@ -44,12 +47,10 @@ def merge_state(target: Target, heads: int, head_dim: int, dtype: str) -> PrimFu
                     first: T.let[T.float32] = T.exp2(before[0] - largest)
                     second: T.let[T.float32] = T.exp2(before[1] - largest)
                     if h < heads:
-                        for j in T.vectorized(vec):
-                            one[j] = out[r, h, lane * vec + j]
-                        for j in T.vectorized(vec):
-                            other[j] = other_out[r, h, lane * vec + j]
+                        one[at(0, vec)] = out_view[r, h, lane]
+                        other[at(0, vec)] = other_view[r, h, lane]
                         for j in T.unroll(vec):
-                            one[j] = T.Cast(
+                            result[j] = T.Cast(
                                 dtype,
                                 (
                                     T.Cast("float32", one[j]) * first
@@ -57,8 +58,7 @@ def merge_state(target: Target, heads: int, head_dim: int, dtype: str) -> PrimFu
                                 )
                                 / (first + second),
                             )
-                        for j in T.vectorized(vec):
-                            out[r, h, lane * vec + j] = one[j]
+                        out_view[r, h, lane] = result[at(0, vec)]
                         if lane == 0:
                             lse[r, h] = largest + T.log2(first + second)
 

@@ -1,7 +1,7 @@
 """Root mean square norms (arXiv 1910.07467), with fp32 inside: a block keeps a row in registers."""
 
 from tir_kernels._tvm import PrimFunc, T, Target
-from tir_kernels.gpu.blocks import THREADS, block_sum, threads_for, vector_width
+from tir_kernels.gpu.blocks import THREADS, at, block_sum, threads_for, vector_view, vector_width
 from tir_kernels.memo import memoized
 
 
@@ -9,7 +9,7 @@ from tir_kernels.memo import memoized
 def rms_norm(target: Target, size: int, eps: float, dtype: str) -> PrimFunc:
     """(x [m, size], weight [size], out [m, size])."""
     vec = vector_width(target, size, dtype)
-    threads = threads_for(size // vec)
+    threads = threads_for(size // vec, _most_threads(target))
     steps = -(-size // (threads * vec))
     finish = _finish(size, eps, dtype, vec, threads)
 
@@ -19,20 +19,22 @@ def rms_norm(target: Target, size: int, eps: float, dtype: str) -> PrimFunc:
         m = T.int32()
         x = T.match_buffer(x_handle, (m, size), dtype)
         out = T.match_buffer(out_handle, (m, size), dtype)
+        x_view = vector_view(x, dtype, vec)
+        weight_view = vector_view(weight, dtype, vec)
+        out_view = vector_view(out, dtype, vec)
         for r in T.thread_binding(m, thread="blockIdx.x"):
             for t in T.thread_binding(threads, thread="threadIdx.x"):
-                row = T.alloc_buffer((steps, vec), dtype, scope="local")
+                row = T.alloc_buffer((steps * vec,), dtype, scope="local")
                 squares = T.alloc_buffer((1,), "float32", scope="local")
                 squares[0] = T.float32(0)
                 for s in T.unroll(steps):
-                    first = T.meta_var((s * threads + t) * vec)
-                    if first < size:
-                        for j in T.vectorized(vec):
-                            row[s, j] = x[r, first + j]
+                    v = T.meta_var(s * threads + t)
+                    if v < size // vec:
+                        row[at(s * vec, vec)] = x_view[r, v]
                         for j in T.unroll(vec):
-                            value = T.meta_var(T.Cast("float32", row[s, j]))
+                            value = T.meta_var(T.Cast("float32", row[s * vec + j]))
                             squares[0] = squares[0] + value * value
-                finish(r, t, row, squares, weight, out)
+                finish(r, t, row, squares, weight_view, out_view)
 
     return norm
 
@@ -44,7 +46,7 @@ def add_rms_norm(target: Target, size: int, eps: float, dtype: str) -> PrimFunc:
     total = x + residual, rounded to dtype as the residual stream is; out = norm of it.
     """
     vec = vector_width(target, size, dtype)
-    threads = threads_for(size // vec)
+    threads = threads_for(size // vec, _most_threads(target))
     steps = -(-size // (threads * vec))
     finish = _finish(size, eps, dtype, vec, threads)
 
@@ -62,29 +64,31 @@ def add_rms_norm(target: Target, size: int, eps: float, dtype: str) -> PrimFunc:
         residual = T.match_buffer(residual_handle, (m, size), dtype)
         total = T.match_buffer(total_handle, (m, size), dtype)
         out = T.match_buffer(out_handle, (m, size), dtype)
+        x_view = vector_view(x, dtype, vec)
+        residual_view = vector_view(residual, dtype, vec)
+        weight_view = vector_view(weight, dtype, vec)
+        total_view = vector_view(total, dtype, vec)
+        out_view = vector_view(out, dtype, vec)
         for r in T.thread_binding(m, thread="blockIdx.x"):
             for t in T.thread_binding(threads, thread="threadIdx.x"):
-                row = T.alloc_buffer((steps, vec), dtype, scope="local")
+                row = T.alloc_buffer((steps * vec,), dtype, scope="local")
+                one = T.alloc_buffer((vec,), dtype, scope="local")
                 other = T.alloc_buffer((vec,), dtype, scope="local")
                 squares = T.alloc_buffer((1,), "float32", scope="local")
                 squares[0] = T.float32(0)
                 for s in T.unroll(steps):
-                    first = T.meta_var((s * threads + t) * vec)
-                    if first < size:
-                        for j in T.vectorized(vec):
-                            row[s, j] = x[r, first + j]
-                        for j in T.vectorized(vec):
-                            other[j] = residual[r, first + j]
+                    v = T.meta_var(s * threads + t)
+                    if v < size // vec:
+                        one[at(0, vec)] = x_view[r, v]
+                        other[at(0, vec)] = residual_view[r, v]
                         for j in T.unroll(vec):
-                            row[s, j] = T.Cast(
-                                dtype, T.Cast("float32", row[s, j]) + T.Cast("float32", other[j])
+                            row[s * vec + j] = T.Cast(
+                                dtype, T.Cast("float32", one[j]) + T.Cast("float32", other[j])
                             )
-                        for j in T.vectorized(vec):
-                            total[r, first + j] = row[s, j]
-                        for j in T.unroll(vec):
-                            value = T.meta_var(T.Cast("float32", row[s, j]))
+                            value = T.meta_var(T.Cast("float32", row[s * vec + j]))
                             squares[0] = squares[0] + value * value
-                finish(r, t, row, squares, weight, out)
+                        total_view[r, v] = row[at(s * vec, vec)]
+                finish(r, t, row, squares, weight_view, out_view)
 
     return norm
 
@@ -116,19 +120,23 @@ def qk_norm(
         m = T.int32()
         qkv = T.match_buffer(qkv_handle, (m, heads * d), dtype)
         out = T.match_buffer(out_handle, (m, heads * d), dtype)
+        qkv_view = vector_view(qkv, dtype, vec)
+        q_weight_view = vector_view(q_weight, dtype, vec)
+        k_weight_view = vector_view(k_weight, dtype, vec)
+        out_view = vector_view(out, dtype, vec)
         for r in T.thread_binding(m, thread="blockIdx.x"):
             for group in T.thread_binding(-(-heads // slots), thread="blockIdx.y"):
                 for t in T.thread_binding(threads, thread="threadIdx.x"):
                     partial = T.alloc_buffer((threads,), "float32", scope="shared")
                     values = T.alloc_buffer((vec,), dtype, scope="local")
                     gain = T.alloc_buffer((vec,), dtype, scope="local")
+                    result = T.alloc_buffer((vec,), dtype, scope="local")
                     squares = T.alloc_buffer((1,), "float32", scope="local")
                     head = T.meta_var(group * slots + t // lanes)
                     lane = T.meta_var(t % lanes)
                     squares[0] = T.float32(0)
                     if head < heads:
-                        for j in T.vectorized(vec):
-                            values[j] = qkv[r, head * d + lane * vec + j]
+                        values[at(0, vec)] = qkv_view[r, head * lanes + lane]
                         for j in T.unroll(vec):
                             value = T.meta_var(T.Cast("float32", values[j]))
                             squares[0] = squares[0] + value * value
@@ -140,23 +148,27 @@ def qk_norm(
                     squares[0] = T.float32(1) / T.sqrt(squares[0] / T.float32(d) + T.float32(eps))
                     if head < q_heads + kv_heads:
                         if head < q_heads:
-                            for j in T.vectorized(vec):
-                                gain[j] = q_weight[lane * vec + j]
+                            gain[at(0, vec)] = q_weight_view[lane]
                         else:
-                            for j in T.vectorized(vec):
-                                gain[j] = k_weight[lane * vec + j]
+                            gain[at(0, vec)] = k_weight_view[lane]
                         for j in T.unroll(vec):
-                            values[j] = T.Cast(
+                            result[j] = T.Cast(
                                 dtype,
                                 T.Cast("float32", values[j])
                                 * squares[0]
                                 * T.Cast("float32", gain[j]),
                             )
-                    if head < heads:
-                        for j in T.vectorized(vec):
-                            out[r, head * d + lane * vec + j] = values[j]
+                        out_view[r, head * lanes + lane] = result[at(0, vec)]
+                    else:
+                        if head < heads:
+                            out_view[r, head * lanes + lane] = values[at(0, vec)]
 
     return norm
+
+
+def _most_threads(target: Target) -> int:
+    """Long rows take more threads where there are more, rather than more registers of each."""
+    return 512 if target.kind.name == "cuda" else THREADS
 
 
 def _finish(size: int, eps: float, dtype: str, vec: int, threads: int):
@@ -169,20 +181,21 @@ def _finish(size: int, eps: float, dtype: str, vec: int, threads: int):
         partial = T.alloc_buffer((threads,), "float32", scope="shared")
         rows = T.alloc_buffer((16,), "float32", scope="shared")
         gain = T.alloc_buffer((vec,), dtype, scope="local")
+        result = T.alloc_buffer((vec,), dtype, scope="local")
         inverse = T.alloc_buffer((1,), "float32", scope="local")
         reduce(squares[0], t, partial, rows, inverse)
         inverse[0] = T.float32(1) / T.sqrt(inverse[0] / T.float32(size) + T.float32(eps))
         for s in T.unroll(steps):
-            first = T.meta_var((s * threads + t) * vec)
-            if first < size:
-                for j in T.vectorized(vec):
-                    gain[j] = weight[first + j]
+            v = T.meta_var(s * threads + t)
+            if v < size // vec:
+                gain[at(0, vec)] = weight[v]
                 for j in T.unroll(vec):
-                    row[s, j] = T.Cast(
+                    result[j] = T.Cast(
                         dtype,
-                        T.Cast("float32", row[s, j]) * inverse[0] * T.Cast("float32", gain[j]),
+                        T.Cast("float32", row[s * vec + j])
+                        * inverse[0]
+                        * T.Cast("float32", gain[j]),
                     )
-                for j in T.vectorized(vec):
-                    out[r, first + j] = row[s, j]
+                out[r, v] = result[at(0, vec)]
 
     return finish

@@ -5,7 +5,7 @@ counted through pages. Signatures are those that TVM's paged KV cache calls.
 """
 
 from tir_kernels._tvm import PrimFunc, T, Target
-from tir_kernels.gpu.blocks import THREADS, threads_for, vector_width
+from tir_kernels.gpu.blocks import THREADS, threads_for, vector_type, vector_view, vector_width
 from tir_kernels.memo import memoized
 
 PAGE = 16  # tokens in a page of the cache
@@ -35,6 +35,9 @@ def append_to_pages(target: Target, kv_heads: int, head_dim: int, dtype: str) ->
         k = T.match_buffer(k_handle, (n, kv_heads, d), dtype)
         v = T.match_buffer(v_handle, (n, kv_heads, d), dtype)
         positions = T.match_buffer(positions_handle, (n,), "int32", elem_offset=positions_at)
+        pages_view = vector_view(pages, dtype, vec)
+        k_view = vector_view(k, dtype, vec)
+        v_view = vector_view(v, dtype, vec)
         for i in T.thread_binding(n, thread="blockIdx.x"):
             for block in T.thread_binding(blocks, thread="blockIdx.y"):
                 for t in T.thread_binding(threads, thread="threadIdx.x"):
@@ -44,11 +47,9 @@ def append_to_pages(target: Target, kv_heads: int, head_dim: int, dtype: str) ->
                         page = T.meta_var(T.truncdiv(position, PAGE))
                         slot = T.meta_var(T.truncmod(position, PAGE))
                         head = T.meta_var(T.truncdiv(work, lanes))
-                        first = T.meta_var(T.truncmod(work, lanes) * vec)
-                        for j in T.vectorized(vec):
-                            pages[page, 0, head, slot, first + j] = k[i, head, first + j]
-                        for j in T.vectorized(vec):
-                            pages[page, 1, head, slot, first + j] = v[i, head, first + j]
+                        lane = T.meta_var(T.truncmod(work, lanes))
+                        pages_view[page, 0, head, slot, lane] = k_view[i, head, lane]
+                        pages_view[page, 1, head, slot, lane] = v_view[i, head, lane]
 
     return append
 
@@ -68,15 +69,16 @@ def copy_page(target: Target, kv_heads: int, head_dim: int, dtype: str) -> PrimF
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
         num_pages = T.int32()
         pages = T.match_buffer(pages_handle, (num_pages, 2, kv_heads, PAGE, head_dim), dtype)
+        flat = T.decl_buffer(
+            (num_pages, size // vec),
+            vector_type(dtype, vec),
+            data=T.address_of(pages[0, 0, 0, 0, 0]),
+        )
         for block in T.thread_binding(blocks, thread="blockIdx.x"):
             for t in T.thread_binding(THREADS, thread="threadIdx.x"):
-                flat = T.decl_buffer((num_pages, size), dtype, data=pages.data)
-                first = T.meta_var((block * THREADS + t) * vec)
-                if first < size:
-                    for j in T.vectorized(vec):
-                        flat[T.Cast("int32", destination), first + j] = flat[
-                            T.Cast("int32", source), first + j
-                        ]
+                v = T.meta_var(block * THREADS + t)
+                if v < size // vec:
+                    flat[T.Cast("int32", destination), v] = flat[T.Cast("int32", source), v]
 
     return copy
 
@@ -106,31 +108,31 @@ def move_slots(target: Target, kv_heads: int, head_dim: int, dtype: str) -> Prim
         pages = T.match_buffer(pages_handle, (num_pages, 2, kv_heads, PAGE, d), dtype)
         indptr = T.match_buffer(indptr_handle, (batch + 1,), "int32", elem_offset=indptr_at)
         slots = T.match_buffer(slots_handle, (2, n), "int32", elem_offset=slots_at)
+        pages_view = vector_view(pages, dtype, vec)
         for b in T.thread_binding(batch, thread="blockIdx.x"):
             for block in T.thread_binding(blocks, thread="blockIdx.y"):
                 for t in T.thread_binding(threads, thread="threadIdx.x"):
                     work: T.let[T.int32] = block * threads + t
                     if work < kv_heads * lanes:
                         head = T.meta_var(T.truncdiv(work, lanes))
-                        first = T.meta_var(T.truncmod(work, lanes) * vec)
+                        lane = T.meta_var(T.truncmod(work, lanes))
                         for i in range(indptr[b + 1] - indptr[b]):
                             source: T.let[T.int32] = slots[0, indptr[b] + i]
-                            target_slot: T.let[T.int32] = slots[1, indptr[b] + i]
+                            goal: T.let[T.int32] = slots[1, indptr[b] + i]
                             for which in T.unroll(2):
-                                for j in T.vectorized(vec):
-                                    pages[
-                                        T.truncdiv(target_slot, PAGE),
-                                        which,
-                                        head,
-                                        T.truncmod(target_slot, PAGE),
-                                        first + j,
-                                    ] = pages[
-                                        T.truncdiv(source, PAGE),
-                                        which,
-                                        head,
-                                        T.truncmod(source, PAGE),
-                                        first + j,
-                                    ]
+                                pages_view[
+                                    T.truncdiv(goal, PAGE),
+                                    which,
+                                    head,
+                                    T.truncmod(goal, PAGE),
+                                    lane,
+                                ] = pages_view[
+                                    T.truncdiv(source, PAGE),
+                                    which,
+                                    head,
+                                    T.truncmod(source, PAGE),
+                                    lane,
+                                ]
 
     return move
 

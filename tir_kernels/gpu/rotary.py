@@ -1,7 +1,7 @@
 """Splitting the fused q, k, v and rotating q and k (arXiv 2104.09864), pairs as in llama."""
 
 from tir_kernels._tvm import PrimFunc, T, Target
-from tir_kernels.gpu.blocks import THREADS, vector_width
+from tir_kernels.gpu.blocks import THREADS, at, vector_view, vector_width
 from tir_kernels.gpu.trigonometry import sine_and_cosine
 from tir_kernels.memo import memoized
 
@@ -26,26 +26,12 @@ def split_rotary(
     evaluate = sine_and_cosine()
 
     @T.inline
-    def load(qkv, s, h, lane, low, high):
-        for j in T.vectorized(vec):
-            low[j] = qkv[s, h, lane * vec + j]
-        for j in T.vectorized(vec):
-            high[j] = qkv[s, h, half + lane * vec + j]
-
-    @T.inline
-    def rotate(low, high, cos, sin):
+    def rotate(low, high, cos, sin, rotated):
         for j in T.unroll(vec):
-            a: T.let[T.float32] = T.Cast("float32", low[j])
-            b: T.let[T.float32] = T.Cast("float32", high[j])
-            low[j] = T.Cast(dtype, a * cos[j] - b * sin[j])
-            high[j] = T.Cast(dtype, b * cos[j] + a * sin[j])
-
-    @T.inline
-    def store(out, s, h, lane, low, high):
-        for j in T.vectorized(vec):
-            out[s, h, lane * vec + j] = low[j]
-        for j in T.vectorized(vec):
-            out[s, h, half + lane * vec + j] = high[j]
+            a = T.meta_var(T.Cast("float32", low[j]))
+            b = T.meta_var(T.Cast("float32", high[j]))
+            rotated[j] = T.Cast(dtype, a * cos[j] - b * sin[j])
+            rotated[vec + j] = T.Cast(dtype, b * cos[j] + a * sin[j])
 
     @T.prim_func(private=True, s_tir=True)
     def rotary(
@@ -64,6 +50,10 @@ def split_rotary(
         q = T.match_buffer(q_handle, (rows, q_heads, head_dim), dtype)
         k = T.match_buffer(k_handle, (rows, kv_heads, head_dim), dtype)
         v = T.match_buffer(v_handle, (rows, kv_heads, head_dim), dtype)
+        qkv_view = vector_view(qkv, dtype, vec)
+        q_view = vector_view(q, dtype, vec)
+        k_view = vector_view(k, dtype, vec)
+        v_view = vector_view(v, dtype, vec)
         for s in T.thread_binding(rows, thread="blockIdx.x"):
             for t in T.thread_binding(lanes * slots, thread="threadIdx.x"):
                 cos = T.alloc_buffer((vec,), "float32", scope="local")
@@ -72,6 +62,7 @@ def split_rotary(
                 quarter = T.alloc_buffer((1,), "int32", scope="local")
                 low = T.alloc_buffer((vec,), dtype, scope="local")
                 high = T.alloc_buffer((vec,), dtype, scope="local")
+                rotated = T.alloc_buffer((2 * vec,), dtype, scope="local")
                 lane = T.meta_var(t % lanes)
                 for j in T.unroll(vec):
                     evaluate(
@@ -84,14 +75,17 @@ def split_rotary(
                 for step in range(-(-heads // slots)):
                     h: T.let[T.int32] = step * slots + t // lanes
                     if h < heads:
-                        load(qkv, s, h, lane, low, high)
-                        if h < q_heads + kv_heads:
-                            rotate(low, high, cos, sin)
+                        low[at(0, vec)] = qkv_view[s, h, lane]
+                        high[at(0, vec)] = qkv_view[s, h, lanes + lane]
+                        rotate(low, high, cos, sin, rotated)
                         if h < q_heads:
-                            store(q, s, h, lane, low, high)
+                            q_view[s, h, lane] = rotated[at(0, vec)]
+                            q_view[s, h, lanes + lane] = rotated[at(vec, vec)]
                         elif h < q_heads + kv_heads:
-                            store(k, s, h - q_heads, lane, low, high)
+                            k_view[s, h - q_heads, lane] = rotated[at(0, vec)]
+                            k_view[s, h - q_heads, lanes + lane] = rotated[at(vec, vec)]
                         else:
-                            store(v, s, h - q_heads - kv_heads, lane, low, high)
+                            v_view[s, h - q_heads - kv_heads, lane] = low[at(0, vec)]
+                            v_view[s, h - q_heads - kv_heads, lanes + lane] = high[at(0, vec)]
 
     return rotary

@@ -1,7 +1,7 @@
 """Picking rows of a table: embeddings, and the rows whose logits are wanted."""
 
 from tir_kernels._tvm import PrimFunc, T, Target
-from tir_kernels.gpu.blocks import threads_for, vector_width
+from tir_kernels.gpu.blocks import threads_for, vector_view, vector_width
 from tir_kernels.memo import memoized
 
 
@@ -18,10 +18,12 @@ def take_rows(target: Target, width: int, dtype: str) -> PrimFunc:
         table = T.match_buffer(table_handle, (n, width), dtype)
         rows = T.match_buffer(rows_handle, (m,), "int32")
         out = T.match_buffer(out_handle, (m, width), dtype)
+        table_view = vector_view(table, dtype, vector_width(target, width, dtype))
+        out_view = vector_view(out, dtype, vector_width(target, width, dtype))
         for r in T.thread_binding(m, thread="blockIdx.x"):
             for block in T.thread_binding(blocks, thread="blockIdx.y"):
                 for t in T.thread_binding(threads, thread="threadIdx.x"):
-                    copy(table, T.max(T.min(rows[r], n - 1), 0), out, r, block, t)
+                    copy(table_view, T.max(T.min(rows[r], n - 1), 0), out_view, r, block, t)
 
     return take
 
@@ -36,24 +38,26 @@ def last_row(target: Target, width: int, dtype: str) -> PrimFunc:
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
         n = T.int32()
         x = T.match_buffer(x_handle, (n, width), dtype)
+        x_view = vector_view(x, dtype, vector_width(target, width, dtype))
+        out_view = vector_view(out, dtype, vector_width(target, width, dtype))
         for block in T.thread_binding(blocks, thread="blockIdx.x"):
             for t in T.thread_binding(threads, thread="threadIdx.x"):
-                # TVM would spread n - 1 over the lanes of an index, and load them one by one.
-                copy(x, T.max(n - 1, 0), out, 0, block, t)
+                copy(x_view, n - 1, out_view, 0, block, t)
 
     return last
 
 
 def copy_row(target: Target, width: int, dtype: str):
-    """TIR that copies one row, the blocks it takes, and their threads."""
-    vec = vector_width(target, width, dtype)
-    threads = threads_for(width // vec)
+    """TIR that copies one row between views of `vector_width` elements, the blocks it takes, and
+    their threads.
+    """
+    vectors = width // vector_width(target, width, dtype)
+    threads = threads_for(vectors)
 
     @T.inline
     def copy(source, source_row, out, out_row, block, t):
-        first = T.meta_var((block * threads + t) * vec)
-        if first < width:
-            for j in T.vectorized(vec):
-                out[out_row, first + j] = source[source_row, first + j]
+        v = T.meta_var(block * threads + t)
+        if v < vectors:
+            out[out_row, v] = source[source_row, v]
 
-    return copy, -(-width // (threads * vec)), threads
+    return copy, -(-vectors // threads), threads

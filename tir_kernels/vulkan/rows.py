@@ -1,7 +1,7 @@
 """Picking rows of tables that may be larger than a storage binding: embeddings."""
 
 from tir_kernels._tvm import PrimFunc, T, Target
-from tir_kernels.gpu.blocks import bytes_of
+from tir_kernels.gpu.blocks import bytes_of, vector_type, vector_view, vector_width
 from tir_kernels.gpu.rows import copy_row
 from tir_kernels.gpu.rows import take_rows as take_rows_at_once
 from tir_kernels.memo import memoized
@@ -20,6 +20,7 @@ def take_rows(target: Target, width: int, dtype: str) -> PrimFunc:
     if target.kind.name == "vulkan" or not part or width * bytes_of(dtype) % 8:
         return take_rows_at_once(target, width, dtype)
     copy, blocks, threads = copy_row(target, width, dtype)
+    vec = vector_width(target, width, dtype)
 
     @T.prim_func(private=True, s_tir=True)
     def take(table_handle: T.handle, rows_handle: T.handle, out_handle: T.handle):
@@ -29,14 +30,17 @@ def take_rows(target: Target, width: int, dtype: str) -> PrimFunc:
         table = T.match_buffer(table_handle, (n, width), dtype)
         rows = T.match_buffer(rows_handle, (m,), "int32")
         out = T.match_buffer(out_handle, (m, width), dtype)
+        out_view = vector_view(out, dtype, vec)
         for launch in T.serial((n + part - 1) // part):
             start = T.meta_var(launch * part)
-            window = T.decl_buffer((part, width), dtype, data=window_address(table[start, 0]))
+            window = T.decl_buffer(
+                (part, width // vec), vector_type(dtype, vec), data=window_address(table[start, 0])
+            )
             for r in T.thread_binding(m, thread="blockIdx.x"):
                 for block in T.thread_binding(blocks, thread="blockIdx.y"):
                     for t in T.thread_binding(threads, thread="threadIdx.x"):
                         row = T.meta_var(T.max(T.min(rows[r], n - 1), 0))
                         if T.floordiv(row, part) == launch:
-                            copy(window, T.floormod(row, part), out, r, block, t)
+                            copy(window, T.floormod(row, part), out_view, r, block, t)
 
     return take
