@@ -10,11 +10,12 @@ import functools
 import itertools
 import re
 
+import numpy as np
 import pytest
 
 import tir_kernels.cuda
 from mlcawq.build.nvrtc import find_nvrtc
-from tests.tir_kernels.cuda_emulator import Launch, why_not
+from tests.tir_kernels.cuda_emulator import Launch, counted_matrix_loads, emulate, why_not
 from tests.tir_kernels.machine_code import (
     REGISTERS,
     SHARED_LIMIT,
@@ -171,6 +172,20 @@ def check_linear(kernel: KernelCode, kind: str, m: int, arch: str) -> None:
         assert len(re.findall(r"\bSHFL", text)) <= ptx.count("atom"), kernel.name
         if kind != "stock" or m > MOST_FEW_ROWS:
             assert re.search(r"\b(LDG|LDGSTS)\.\S*128", text), kernel.name
+
+
+@pytest.mark.parametrize("layout", [TILED, AUTOAWQ])
+def test_fragments_are_loaded_without_bank_conflicts(layout: str) -> None:
+    K, N = 256, 128
+    target = cuda_target("sm_80")
+    kernel = emulate(dispatch.w4a16_linear(target, K, N, 128, layout=layout), target)
+    shapes = LinearShape(K, N, 128).parameters(layout).values()
+    weight = [np.zeros(shape, dtype) for shape, dtype in shapes]
+    for m in (1, 16, 33, 130):
+        x, out = np.zeros((m, K), np.float16), np.zeros((m, N), np.float16)
+        with counted_matrix_loads() as loads:
+            kernel(x, *weight, out)
+        assert loads.wavefronts == loads.matrices > 0, m
 
 
 def test_local_memory_is_seen() -> None:
