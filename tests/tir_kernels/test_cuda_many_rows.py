@@ -11,7 +11,6 @@ from tests.tir_kernels.backends import Random
 from tests.tir_kernels.cuda_emulator import emulate, why_not
 from tests.tir_kernels.cuda_linears import check_dense, check_w4a16, target_of
 from tests.tir_kernels.kernels import poisoned
-from tir_kernels import dispatch
 from tir_kernels.cuda import schedule as cuda_schedule
 from tir_kernels.cuda.dense import dense_function
 from tir_kernels.cuda.dense_weight import DenseWeight
@@ -66,9 +65,8 @@ def kernel_of(problem: Problem, dtype: str, capability: int, schedule: ManyRows)
     [
         # K ends within a tile, N within a stripe.
         (416, 88, 32, TILED, "float16", True, False, "sm_80"),
-        (448, 144, 64, TILED, "bfloat16", False, True, "sm_90"),
+        (448, 144, 64, TILED, "bfloat16", True, True, "sm_90"),
         (384, 136, 128, TILED, "float16", True, False, "sm_90"),
-        (256, 96, 64, TILED, "float16", True, True, "sm_86"),
         (320, 72, 32, AUTOAWQ, "float16", True, False, "sm_80"),
         (384, 160, 128, AUTOAWQ, "bfloat16", False, False, "sm_90"),
     ],
@@ -211,12 +209,16 @@ def test_any_number_of_rows(rng: Random) -> None:
 
 def test_sums_are_fp32() -> None:
     # In fp16, 4096 ones added to 2048 stay 2048.
-    K, m = 4096, 20
-    function = dispatch.dense_linear(target_of("sm_80"), K, 8, "float16", False, "float32")
-    out = poisoned((m, 8), "float32")
-    emulate(function, target_of("sm_80"))(
-        np.ones((m, K), np.float16), np.ones((8, K), np.float16), out
+    K, N, m = 4096, 8, 20
+    epilogue = Epilogue(N, "float32")
+    multiply = kernel_of(dense_problem(K, N, epilogue), "float16", 80, ManyRows(32, 64, 2))
+    kernel = emulate(dense_function(K, "float16", False, epilogue, multiply), target_of("sm_80"))
+    x, weight, out = (
+        np.ones((m, K), "float16"),
+        np.ones((N, K), "float16"),
+        poisoned((m, N), "float32"),
     )
+    kernel(x, weight, out)
     assert (out == K).all()
 
 
