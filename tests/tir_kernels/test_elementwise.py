@@ -18,7 +18,7 @@ def normalized(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return x / np.sqrt((x * x).mean(-1, keepdims=True) + EPS) * weight.astype(np.float64)
 
 
-@pytest.mark.parametrize("size", [96, 100, 30, 4104])
+@pytest.mark.parametrize("size", [100, 30, 4104])
 def test_rms_norm_and_residual(backend: Backend, size: int, rng: Random) -> None:
     x, residual, weight = rng.floats(5, size), rng.floats(5, size), rng.floats(size)
     out, total = poisoned((5, size), "float16"), poisoned((5, size), "float16")
@@ -52,7 +52,7 @@ def test_rms_norm_of_large_values(backend: Backend) -> None:
     np.testing.assert_allclose(out, 1, rtol=1e-3)
 
 
-@pytest.mark.parametrize(("q_heads", "kv_heads", "d"), [(4, 2, 16), (14, 2, 80), (28, 4, 128)])
+@pytest.mark.parametrize(("q_heads", "kv_heads", "d"), [(14, 2, 80), (28, 4, 128)])
 def test_qk_norm(backend: Backend, q_heads: int, kv_heads: int, d: int, rng: Random) -> None:
     heads = q_heads + 2 * kv_heads
     qkv, q_weight, k_weight = rng.floats(3, heads * d), rng.floats(d), rng.floats(d)
@@ -77,7 +77,7 @@ def test_silu_multiply(backend: Backend, size: int, rng: Random) -> None:
     assert relative_error(out, gate / (1 + np.exp(-gate)) * up) < 1e-3, rng.seed
 
 
-@pytest.mark.parametrize(("q_heads", "kv_heads", "d"), [(4, 2, 16), (14, 2, 80), (32, 8, 128)])
+@pytest.mark.parametrize(("q_heads", "kv_heads", "d"), [(14, 2, 80), (32, 8, 128)])
 def test_split_rotary(backend: Backend, q_heads: int, kv_heads: int, d: int, rng: Random) -> None:
     qkv = rng.floats(4, q_heads + 2 * kv_heads, d)
     positions = np.array([0, 5, 700, 131071], np.int32)
