@@ -1,0 +1,25 @@
+"""Every room has what a decoder needs, under the same names."""
+
+from __future__ import annotations
+
+import pytest
+
+from tir_kernels import cpu, cuda, vulkan
+from tir_kernels._tvm import Target
+from tir_kernels.dispatch import kernels_for
+
+
+def test_rooms_by_target() -> None:
+    assert kernels_for(Target("llvm")) is cpu
+    assert kernels_for(Target({"kind": "cuda", "arch": "sm_80"})) is cuda
+    assert kernels_for(Target("webgpu")) is vulkan
+    with pytest.raises(NotImplementedError, match="metal"):
+        kernels_for(Target("metal"))
+
+
+def test_rooms_have_the_same_kernels() -> None:
+    assert set(cuda.__all__) == set(vulkan.__all__)
+    # TVM's own kernel moves slots on CPUs.
+    assert set(vulkan.__all__) - set(cpu.__all__) == {"move_slots"}
+    for room in (cpu, cuda, vulkan):
+        assert all(callable(getattr(room, name)) for name in room.__all__)
