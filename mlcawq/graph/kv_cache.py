@@ -49,8 +49,8 @@ def add_kv_cache_creation(
         for name, size in zip(names, sizes, strict=True)
     ]
     layers = config.num_hidden_layers
-    # Speculative decoding with trees of tokens is what MLC's engine does on CPUs; TVM's kernels for
-    # it on GPUs take more shared memory than WebGPU promises, and none of ours walks a tree.
+    # Trees of tokens, which MLC's engine can speculate with, have kernels for CPUs only: TVM's for
+    # GPUs take more shared memory than WebGPU promises, and the cache does without them.
     if target.kind.name == "llvm":
         # TVM 0.26's own list for CPUs has these two the other way round.
         tree_attention = [

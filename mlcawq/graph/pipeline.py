@@ -15,7 +15,7 @@ from mlcawq.graph.logit_functions import add_embedding_allocation, add_logit_fun
 from mlcawq.graph.settings import CompileSettings, Quantization
 
 # TIR passes that take half of the compile time and find nothing to do: kernels come scheduled, with
-# buffers of their exact size, and neither GPU layouts nor virtual threads exist here.
+# buffers of their exact size, and have neither permuted layouts nor virtual threads.
 _IDLE_PASSES = (
     "s_tir.CompactBufferAllocation",
     "s_tir.HoistIfThenElse",
