@@ -286,12 +286,13 @@ pack = DeviceFunction(
 )
 
 # From cursors in global memory, what does not change while the kernel runs: 16, 8 or 4 bytes
-# that nobody reads again (d[], cursor, offset), a word or a byte (cursor, offset) -> uint32.
+# that nobody reads again (d[], cursor, offset), a word or a byte (cursor, offset) -> uint32. The
+# first is an ordinary load (without .nc): the assembler then leaves it between two warp barriers.
 load_streamed_at = DeviceFunction(
     "tir_load_streamed_at",
     "unsigned* d, unsigned long long cursor, int offset",
     """
-  asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.L1::no_allocate.L2::128B.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3]) : "l"(cursor + offset));
 """,
 )

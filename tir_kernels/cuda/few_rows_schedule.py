@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tir_kernels.cuda.activations import Activations
 from tir_kernels.cuda.epilogue import Sums
@@ -23,6 +23,7 @@ from tir_kernels.layouts import TILE_K, TILE_N, LinearShape
 ROW_LIMITS = (1, 8, 16)  # a kernel for up to so many rows each; beyond, many_rows
 
 _REGISTERS = 65536  # of a multiprocessor
+_MOST_REGISTERS = 160  # of a lane
 
 _LATENCY = 0.9e-6  # seconds from asking a busy memory to having
 _STARTING = 0.4e-6  # of a block, until it asks
@@ -74,10 +75,10 @@ class TiledFewRows:
         return kept + sums if self.resident else max(kept, sums)
 
     def registers(self, shape: LinearShape) -> int:
-        """How many of a lane's registers are enough."""
+        """About how many a lane has: fitted to the least that the compiler gets by with."""
         eights = -(-self.rows // 8)
         groups = self.depth * TILE_K // shape.group_size
-        return 32 + self.stripes * (4 * self.depth + 8 * eights + 2 * groups + 4) + 4 * eights
+        return 24 + self.stripes * (4 * self.depth + 8 * eights + 4 * groups + 4) + 4 * eights
 
 
 def tiled_few_rows_schedule(capability: int, shape: LinearShape, rows: int) -> TiledFewRows:
@@ -105,31 +106,26 @@ def tiled_few_rows_candidates(
             continue
         units = -(-shape.tile_rows // stripes)
         one = TiledFewRows(rows, warps, stripes, depth, units, resident)
-        if one.shared(shape) <= machine.shared_block and _fits_registers(shape, one):
+        at_once = _blocks_at_once(machine, shape, one)
+        if at_once and one.registers(shape) <= _MOST_REGISTERS:
             # One wave of blocks that all have about as many units.
-            places = machine.multiprocessors * _blocks_at_once(machine, shape, one)
-            each = -(-units // places) if resident else 1
-            yield TiledFewRows(rows, warps, stripes, depth, -(-units // each), resident)
-
-
-def _fits_registers(shape: LinearShape, schedule: TiledFewRows) -> bool:
-    """Whether the compiler gets by without local memory, as compiling them all showed."""
-    groups = schedule.stripes * schedule.depth * TILE_K // shape.group_size
-    limit = min(168, _REGISTERS // (32 * schedule.warps))
-    long_and_thin = schedule.rows > 8 and schedule.stripes == 1 and schedule.depth == 4
-    return groups <= 8 and schedule.registers(shape) <= limit and not long_and_thin
+            each = -(-units // (machine.multiprocessors * at_once)) if resident else 1
+            yield replace(one, blocks=-(-units // each))
 
 
 def _blocks_at_once(machine: Machine, shape: LinearShape, schedule: TiledFewRows) -> int:
-    """Blocks that a multiprocessor holds."""
-    lanes = schedule.warps * 32
-    limits = (
+    """Blocks that a multiprocessor holds; 0 for blocks that are too large."""
+    if schedule.shared(shape) > machine.shared_block:
+        return 0
+    # Registers are given out in eights, from the same number for each of four schedulers.
+    registers = -(-schedule.registers(shape) // 8) * 8
+    warps = _REGISTERS // (32 * registers) // 4 * 4
+    return min(
         machine.blocks,
-        machine.threads // lanes,
-        _REGISTERS // (lanes * -(-schedule.registers(shape) // 8) * 8),
+        machine.threads // (32 * schedule.warps),
+        warps // schedule.warps,
         machine.shared_total // (schedule.shared(shape) + 1024),
     )
-    return max(1, min(limits))
 
 
 def seconds(machine: Machine, shape: LinearShape, schedule: TiledFewRows) -> float:
@@ -138,7 +134,7 @@ def seconds(machine: Machine, shape: LinearShape, schedule: TiledFewRows) -> flo
     units, blocks, rounds = schedule.units(shape), schedule.blocks, schedule.rounds(shape)
     stripes, eights = schedule.stripes, -(-schedule.rows // 8)
     each = -(-units // blocks)
-    at_once = _blocks_at_once(machine, shape, schedule)
+    at_once = max(1, _blocks_at_once(machine, shape, schedule))
     multiprocessors = min(blocks, machine.multiprocessors)
     weights = shape.tile_rows * shape.tile_columns * 512 * (1 + 5 / shape.group_size)
     activations = (blocks if schedule.resident else units) * schedule.rows * shape.K * 2

@@ -135,6 +135,9 @@ def tiled_few_rows(
                         device.registers(b, e, step % 2 * 2),
                     )
             if step % STEPS == STEPS - 1:
+                # Nothing is exchanged. But the assembler moves no load across this; left to itself
+                # it asks for activations so early that registers run out, and for words too late.
+                device.sync_warp()
                 tile = T.meta_var(step // STEPS)
                 load_tile(inside(ahead, tile * STEPS, first), cursor, words, tile)
             if step % group_steps == group_steps - 1:
