@@ -23,6 +23,10 @@ class Nvrtc:
         """Raises OSError when the library cannot be loaded."""
         self.path = library
         self._includes = tuple(includes)
+        # NVRTC opens its built-in functions by their bare name. Some wheels' libraries do not say
+        # that they lie beside it; what is loaded already is found by that name.
+        for builtins in library.parent.glob("libnvrtc-builtins.so*"):
+            ctypes.CDLL(str(builtins))
         self._library = ctypes.CDLL(str(library))
         self._library.nvrtcGetErrorString.restype = ctypes.c_char_p
 
