@@ -12,7 +12,7 @@ import tvm
 import tvm_ffi
 
 from mlcawq.engine import wgpu
-from mlcawq.engine.artifact import DEVICE_ALIASES, DEVICES, BuiltFolder
+from mlcawq.engine.artifact import DEFAULT_LAYOUT, DEVICE_ALIASES, DEVICES, BuiltFolder
 from mlcawq.engine.cuda_arch import arch_for, runs_on
 from mlcawq.engine.cuda_runtime import load_cuda_runtime
 from mlcawq.engine.wgpu import Limits
@@ -191,9 +191,15 @@ def choose_device(built: BuiltFolder, asked: str) -> tuple[Device, Path]:
         Problem(
             "the folder has no library that runs here",
             str(built.path),
-            f"mend one of these, or run `mlcawq compile {built.path} --target cpu`",
+            f"mend one of these, or run `mlcawq compile {built.path} --target {_fallback(built)}`",
         ),
     )
+
+
+def _fallback(built: BuiltFolder) -> str:
+    """The target that runs these weights on most machines: only GPUs run a layout made for them."""
+    layout = built.config.get("weight_layout") or DEFAULT_LAYOUT
+    return "cpu" if layout == DEFAULT_LAYOUT else "vulkan"
 
 
 def fitting_device(
