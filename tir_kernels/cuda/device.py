@@ -63,6 +63,15 @@ def registers(buffer: Any, *index: Any) -> Any:
     return buffer.access_ptr("rw", offset=buffer.offset_of(list(index))[0])
 
 
+@T.inline
+def clear(buffer):
+    """Set a local buffer of three dimensions to zeros."""
+    for i in T.unroll(buffer.shape[0]):
+        for j in T.unroll(buffer.shape[1]):
+            for k in T.unroll(buffer.shape[2]):
+                buffer[i, j, k] = T.Cast(buffer.dtype, 0)
+
+
 def dynamic_shared(elements: int, dtype: str) -> Any:
     """Allocate a block's dynamic shared memory: `shared = T.meta_var(dynamic_shared(n, dtype))`.
 

@@ -62,13 +62,6 @@ def stock_few_rows(
     multiply, dequantize = device.mma(act_dtype), device.dequantize(act_dtype)
     zero_points, load_words = device.zero_points(act_dtype), device.load_words_at(V)
 
-    @T.inline
-    def clear(buffer):
-        for s in T.unroll(buffer.shape[0]):
-            for e in T.unroll(buffer.shape[1]):
-                for i in T.unroll(buffer.shape[2]):
-                    buffer[s, e, i] = T.Cast(buffer.dtype, 0)
-
     def inside(r, step, first):
         if exact:
             return r < rounds
@@ -107,7 +100,7 @@ def stock_few_rows(
         for step in T.unroll(STEPS):
             p = T.meta_var(step // group_steps)
             if step % group_steps == 0:
-                clear(part)
+                device.clear(part)
                 for v in T.unroll(V):
                     for h in T.unroll(2):
                         # Both halves of the word are the half that has these outputs.
@@ -172,10 +165,10 @@ def stock_few_rows(
         # Lanes beyond the last word read it again; nobody stores what comes of it.
         word = T.meta_var(T.min((block * 8 + lane // 4) * V, shape.words - V))
 
-        clear(words)
-        clear(scale)
-        clear(zero)
-        clear(total)
+        device.clear(words)
+        device.clear(scale)
+        device.clear(zero)
+        device.clear(total)
         cursor[0] = device.global_cursor(T.address_of(qweight[first + lane % 4 * 2, word]))
         for step in T.unroll(STEPS):
             load_step(inside(0, step, first), cursor, words, step)

@@ -67,13 +67,6 @@ def tiled_few_rows(
         return T.And(r * D + step // STEPS < share, k < K)
 
     @T.inline
-    def clear(buffer):
-        for s in T.unroll(buffer.shape[0]):
-            for e in T.unroll(buffer.shape[1]):
-                for i in T.unroll(buffer.shape[2]):
-                    buffer[s, e, i] = T.Cast(buffer.dtype, 0)
-
-    @T.inline
     def seek(unit, first, lane, qweight, qzeros, scales, cursor):
         """Move the cursors of the weight to the warp's first tile of a unit."""
         stripe = T.meta_var(first_stripe(unit))
@@ -113,7 +106,7 @@ def tiled_few_rows(
         for step in T.unroll(D * STEPS):
             p = T.meta_var(step // group_steps)
             if step % group_steps == 0:
-                clear(part)
+                device.clear(part)
                 for s in T.unroll(S):
                     # The byte has the zero points of rows g and g + 8: nibbles 0 and 1, 4 and 5
                     # of what they are for, and 2 and 3, 6 and 7.
@@ -166,9 +159,9 @@ def tiled_few_rows(
         activation = T.meta_var((source, k, place, matrices))
         first = T.meta_var(warp * share)
 
-        clear(words)
-        clear(scale)
-        clear(zero)
+        device.clear(words)
+        device.clear(scale)
+        device.clear(zero)
         seek(block, first, lane, qweight, qzeros, scales, cursor)
         for u in T.unroll(D):
             load_tile(inside(0, u * STEPS, first), cursor, words, u)
@@ -186,7 +179,7 @@ def tiled_few_rows(
 
         for n in range(T.ceildiv(units - block, blocks) if blocks < units else 1):
             unit = T.meta_var(block + n * blocks)
-            clear(total)
+            device.clear(total)
             for r in T.serial(rounds, annotations={"disable_unroll": True}):
                 if not resident:
                     device.wait_copies(0)()
