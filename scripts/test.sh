@@ -12,4 +12,4 @@ mypy
 # One thread a process: the tests run side by side on all cores.
 export OMP_NUM_THREADS=1 TVM_NUM_THREADS=1
 exec python -m pytest --numprocesses "${MLCAWQ_TEST_JOBS:-auto}" --dist worksteal \
-  -m "not slow and not gpu and not peers" "$@"
+  -m "not slow and not gpu and not peers and not mlc_llm" "$@"

@@ -19,3 +19,12 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_models import make_tiny_model
 
     return make_tiny_model(tmp_path_factory.mktemp("tiny") / "llama")
+
+
+@pytest.fixture(scope="session")
+def mlc_python() -> Path:
+    """The Python of an environment that has mlc_llm, for tests marked `mlc_llm`."""
+    named = os.environ.get("MLCAWQ_MLC_PYTHON")
+    if not named:
+        pytest.skip("MLCAWQ_MLC_PYTHON does not name the Python of an environment with mlc_llm")
+    return Path(named)
