@@ -38,7 +38,7 @@ from mlcawq.build.verify import (
     verify_full,
     verify_sampled,
 )
-from mlcawq.build.vulkan_target import check_type
+from mlcawq.build.vulkan_target import binding_problems, check_type
 from mlcawq.build.weight_plan import plan_parameters
 from mlcawq.checkpoint.config import ModelConfig, read_config
 from mlcawq.checkpoint.source import require_tokenizer
@@ -206,6 +206,8 @@ def check(checkpoint: Path, out: Path, request: BuildRequest) -> Checked:
             mode, unverified = "off", absent
     if kind is not None and reader is not None:
         plan = collect(lambda: plan_parameters(config, kind, reader))
+        if plan and target is not None and target_device(target) == "vulkan":
+            problems += binding_problems(target, plan)
         weights = sum(parameter.nbytes for parameter in plan or ())
         problems += _disk_problems(out, weights)
         if mode != "off":

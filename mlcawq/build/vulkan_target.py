@@ -7,11 +7,14 @@ within the limits that WebGPU guarantees, and so runs on every GPU that has its 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from mlcawq.errors import UserError
+from mlcawq.errors import Problem, UserError
+from tir_kernels.layouts import TILED
 
 if TYPE_CHECKING:
+    from mlcawq.build.weight_plan import Parameter
     from mlcawq.graph._tvm import Target
 
 PORTABLE = "vulkan:portable"
@@ -48,6 +51,27 @@ def check_type(name: str, quantization: str) -> None:
             f"use --quantization {quantization.replace('f16', 'f32')}, or --target {PORTABLE} to "
             "build for another GPU",
         )
+
+
+def binding_problems(target: Target, parameters: Iterable[Parameter]) -> list[Problem]:
+    """The 4-bit weights in the stock layout that no kernel could be handed whole."""
+    from tir_kernels.vulkan.limits import limits_of
+
+    limit = limits_of(target).binding_bytes
+    large = [
+        parameter
+        for parameter in parameters
+        if parameter.name.endswith(".qweight")
+        and parameter.tiling is None
+        and parameter.nbytes > limit
+    ]
+    if not large:
+        return []
+    most = max(large, key=lambda parameter: parameter.nbytes)
+    others = f" (and {len(large) - 1} more)" if len(large) > 1 else ""
+    what = f"{most.name}{others} has {most.nbytes} bytes; a storage binding holds {limit}"
+    fix = f"leave --weight-layout out: in the layout {TILED} weights are handed over in parts"
+    return [Problem(what, "--weight-layout", fix)]
 
 
 def vulkan_target_from_json(given: dict[str, Any], text: str) -> Target:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from awq_checkpoints import make_awq_checkpoint
 from made_up_gpu import GPU
 
 from mlcawq.build import vulkan_target as module
+from mlcawq.build.pipeline import BuildRequest, check
 from mlcawq.build.targets import resolve_target, target_device, target_record
 from mlcawq.build.vulkan_target import check_type
 from mlcawq.engine import devices
 from mlcawq.engine.devices import Device, Missing
 from mlcawq.errors import UserError
+from tir_kernels.vulkan import limits
 
 
 def with_device(monkeypatch: pytest.MonkeyPatch, found: Device | Missing) -> None:
@@ -63,3 +67,19 @@ def test_a_gpu_without_float16(monkeypatch: pytest.MonkeyPatch) -> None:
     check_type("cpu", "q4f16_autoawq")
     with_device(monkeypatch, Missing("none", "buy one"))
     check_type("vulkan", "q4f16_autoawq")
+
+
+def test_weights_that_no_kernel_could_take_are_named_before_any_work(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checkpoint, _ = make_awq_checkpoint(tiny_llama, tmp_path / "awq", 32)
+    request = BuildRequest(target="vulkan:portable", weight_layout="autoawq", verify=False)
+    # gate_up of both layers has more than this, nothing else has.
+    monkeypatch.setattr(limits, "BINDING_BYTES", 128 * 256 // 2)
+    with pytest.raises(
+        UserError, match=r"(?s)gate_up_proj.qweight \(and 1 more\).*leave --weight"
+    ) as e:
+        check(checkpoint, tmp_path / "out", request)
+    assert len(e.value.problems) == 1
+    tiled = dataclasses.replace(request, weight_layout=None)
+    assert check(checkpoint, tmp_path / "out", tiled).quantization.weight_layout == "n16k64"
