@@ -7,6 +7,7 @@ rendering is the same is taken for its name; otherwise one is derived from the r
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -19,13 +20,12 @@ from mlcawq.build.conversation_derive import (
     system,
     user,
 )
+from mlcawq.build.conversation_presets import PLAIN, bind, preset, preset_names, presets
 from mlcawq.build.model_tokens import ModelTokens
 from mlcawq.checkpoint.config import load_json
 from mlcawq.engine.conversation import Conversation
 from mlcawq.errors import UserError
-from mlcawq.resources import templates_dir
 
-PLAIN = "LM"
 DERIVED = "from-chat-template"
 
 _PROSE = "Name three rivers.\nThen say:  which is longest? (Größe, 東京, 1+1=2)"
@@ -112,33 +112,6 @@ class TemplateChoice:
         return lines + [f"note: {note}" for note in self.notes]
 
 
-def presets() -> dict[str, Conversation]:
-    """The shipped templates by name."""
-    out = {}
-    for path in sorted(templates_dir("conversation").glob("*.json")):
-        out[path.stem] = Conversation.from_dict(load_json(path), str(path))
-    return out
-
-
-def bind(conversation: Conversation, tokens: ModelTokens) -> Conversation:
-    """`conversation` with this model's token ids.
-
-    A shipped template names tokens by their text. Stop strings that are tokens become stop ids,
-    beside the model's own ends of text; prefix ids, which can only be those of the model that
-    somebody wrote the template for, become this model's bos (or nothing, where it has none).
-    """
-    ids = [*tokens.eos_ids, *(tokens.id_of(text) for text in conversation.stop_str)]
-    bos = tokens.id_of(tokens.bos)
-    prefix: tuple[int, ...] | None = None
-    if conversation.system_prefix_token_ids is not None and bos is not None:
-        prefix = (bos,)
-    return replace(
-        conversation,
-        stop_token_ids=tuple(dict.fromkeys(i for i in ids if i is not None)),
-        system_prefix_token_ids=prefix,
-    )
-
-
 def choose(
     template: ChatTemplate | None, tokens: ModelTokens, asked: str | None = None
 ) -> TemplateChoice:
@@ -154,13 +127,11 @@ def choose(
         found = compare(conversation, template, tokens)
         return TemplateChoice(conversation, "given", tuple(found), tuple(notes(template)))
     if template is None:
-        plain = bind(presets()[PLAIN], tokens)
-        if tokens.opens_with_bos:
-            plain = replace(plain, system_prefix_token_ids=(tokens.require(tokens.bos),))
-        return TemplateChoice(plain, "none")
-    for preset in presets().values():
-        bound = bind(preset, tokens)
-        if not bound.is_plain and not compare(bound, template, tokens):
+        return TemplateChoice(bind(presets()[PLAIN], tokens), "none")
+    expected = _render_probes(template)
+    for shipped in presets().values():
+        bound = bind(shipped, tokens)
+        if not bound.is_plain and not any(_differences(bound, expected, tokens)):
             return TemplateChoice(
                 _with_derived_stops(bound, template, tokens),
                 "matched",
@@ -172,7 +143,7 @@ def choose(
         raise UserError.one(
             f"no conversation template can be made from the model's chat template: {error}",
             "chat_template",
-            f"choose one with --conv-template ({', '.join(presets())}, or a JSON file)",
+            f"choose one with --conv-template ({', '.join(preset_names())}, or a JSON file)",
         ) from None
     found = compare(conversation, template, tokens)
     return TemplateChoice(conversation, "derived", tuple(found), tuple(notes(template)))
@@ -182,24 +153,49 @@ def compare(
     conversation: Conversation, template: ChatTemplate, tokens: ModelTokens
 ) -> list[Difference]:
     """The probes that `conversation` renders otherwise than the model's template does."""
+    return list(_differences(conversation, _render_probes(template), tokens))
+
+
+@dataclass(frozen=True)
+class _Expected:
+    """What the model's template makes of one probe.
+
+    text: None where it refuses. drops_system: it renders the rest and leaves the system message
+    out; refusing such a dialogue is then right.
+    """
+
+    text: str | None
+    drops_system: bool
+
+
+def _render_probes(template: ChatTemplate) -> dict[str, _Expected]:
+    expected = {}
+    for name, dialogue in PROBES.items():
+        try:
+            text = template.render(dialogue)
+        except RenderRefusedError:
+            expected[name] = _Expected(None, drops_system=False)
+            continue
+        first = dialogue[0]
+        drops_system = first["role"] == "system" and first["content"] not in text
+        expected[name] = _Expected(text, drops_system)
+    return expected
+
+
+def _differences(
+    conversation: Conversation, expected: Mapping[str, _Expected], tokens: ModelTokens
+) -> Iterator[Difference]:
+    """Rendered one probe at a time, so that a template that is not the one is soon given up."""
     texts = {i: text for text, i in tokens.added.items()}
     prefix = "".join(texts.get(i, f"<{i}>") for i in conversation.system_prefix_token_ids or ())
-    found = []
     for name, dialogue in PROBES.items():
-        expected: str | None
         got: str | None
-        try:
-            expected = template.render(dialogue)
-        except RenderRefusedError:
-            expected = None
         try:
             got = prefix + conversation.render(dialogue)
         except UserError:
             got = None
-        ignored = got is None and expected is not None and _ignores_system(template, dialogue)
-        if expected != got and not ignored:
-            found.append(Difference(name, expected, got))
-    return found
+        if expected[name].text != got and not (got is None and expected[name].drops_system):
+            yield Difference(name, expected[name].text, got)
 
 
 def notes(template: ChatTemplate) -> list[str]:
@@ -227,16 +223,6 @@ def notes(template: ChatTemplate) -> list[str]:
     return out
 
 
-def _ignores_system(template: ChatTemplate, dialogue: Dialogue) -> bool:
-    """Whether the template drops the system message of `dialogue`: refusing it is then right."""
-    if dialogue[0]["role"] != "system":
-        return False
-    try:
-        return dialogue[0]["content"] not in template.render(dialogue)
-    except RenderRefusedError:
-        return False
-
-
 def _with_derived_stops(
     bound: Conversation, template: ChatTemplate, tokens: ModelTokens
 ) -> Conversation:
@@ -254,15 +240,15 @@ def read_asked(asked: str) -> Conversation:
 
     Raises UserError when it is neither.
     """
-    known = presets()
-    if asked in known:
-        return known[asked]
+    shipped = preset(asked)
+    if shipped is not None:
+        return shipped
     path = Path(asked)
     if not path.is_file():
         raise UserError.one(
             f"no conversation template {asked!r}",
             "--conv-template",
-            f"give a JSON file, or one of {', '.join(known)}",
+            f"give a JSON file, or one of {', '.join(preset_names())}",
         )
     content = load_json(path)
     conversation = Conversation.from_dict(content.get("conv_template", content), str(path))
@@ -274,7 +260,7 @@ def read_asked(asked: str) -> Conversation:
 def _asked(asked: str, tokens: ModelTokens) -> Conversation:
     """--conv-template for this model; the token ids of a file are left as they are."""
     conversation = read_asked(asked)
-    if asked in presets():
+    if preset(asked) is not None:
         return bind(conversation, tokens)
     ids = [*conversation.stop_token_ids, *tokens.eos_ids]
     return replace(conversation, stop_token_ids=tuple(dict.fromkeys(ids)))

@@ -5,121 +5,33 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import published_templates as published
 import pytest
+from published_templates import PUBLISHED, Published, published
+from published_templates.llama import LLAMA_2_TOKENS, LLAMA_3_2, LLAMA_3_TOKENS
+from published_templates.qwen import TOKENS as QWEN
+from published_templates.qwen import chatml_with_default
 
 from mlcawq.build.chat_template import ChatTemplate, RenderRefusedError, find_chat_template
 from mlcawq.build.conversation_derive import derive
-from mlcawq.build.conversation_match import PROBES, bind, choose, compare, presets
+from mlcawq.build.conversation_match import PROBES, choose, compare
+from mlcawq.build.conversation_presets import bind, presets
 from mlcawq.build.model_tokens import ModelTokens
-from mlcawq.engine.conversation import Conversation
 from mlcawq.errors import UserError
-
-QWEN = ModelTokens({"<|endoftext|>": 3, "<|im_start|>": 4, "<|im_end|>": 5}, eos_ids=(5, 3))
-LLAMA = ModelTokens({"<s>": 1, "</s>": 2}, bos="<s>", eos_ids=(2,))
-LLAMA_3 = ModelTokens(
-    {
-        "<|begin_of_text|>": 10,
-        "<|end_of_text|>": 11,
-        "<|start_header_id|>": 16,
-        "<|end_header_id|>": 17,
-        "<|eom_id|>": 18,
-        "<|eot_id|>": 19,
-    },
-    bos="<|begin_of_text|>",
-    eos_ids=(11,),
-)
-GEMMA = ModelTokens(
-    {"<bos>": 2, "<eos>": 1, "<start_of_turn>": 106, "<end_of_turn>": 107}, "<bos>", (1,)
-)
-PHI = ModelTokens(
-    {"<|endoftext|>": 0, "<|system|>": 6, "<|user|>": 10, "<|assistant|>": 1, "<|end|>": 7},
-    eos_ids=(0,),
-)
-DEEPSEEK = ModelTokens(
-    {
-        "<｜begin▁of▁sentence｜>": 0,
-        "<｜end▁of▁sentence｜>": 1,
-        "<｜User｜>": 2,
-        "<｜Assistant｜>": 3,
-        "<think>": 4,
-        "</think>": 5,
-    },
-    "<｜begin▁of▁sentence｜>",
-    (1,),
-)
-
-# name of the shipped template -> the published Jinja, and the model's tokens
-PUBLISHED: dict[str, tuple[str, ModelTokens]] = {
-    "chatml": (published.CHATML, QWEN),
-    "qwen1.5": (published.chatml_with_default("You are a helpful assistant"), QWEN),
-    "qwen2": (published.chatml_with_default("You are a helpful assistant."), QWEN),
-    "qwen2.5": (
-        published.chatml_with_default(
-            "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-        ),
-        QWEN,
-    ),
-    "smollm2": (
-        published.chatml_with_default(
-            "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-        ),
-        QWEN,
-    ),
-    "qwen3": (published.QWEN3, QWEN),
-    "qwen3-thinking": (published.QWEN3_THINKING, QWEN),
-    "llama-2": (published.LLAMA_2, LLAMA),
-    "llama-3": (published.LLAMA_3, LLAMA_3),
-    "llama-3_1": (published.LLAMA_3_1, LLAMA_3),
-    "mistral-v0.1": (published.MISTRAL_V01, LLAMA),
-    "mistral-v0.2": (published.MISTRAL_V02, LLAMA),
-    "mistral-v7": (published.MISTRAL_V7, LLAMA),
-    "gemma": (published.GEMMA, GEMMA),
-    "phi-3": (published.PHI_3, PHI),
-    "zephyr": (published.ZEPHYR, LLAMA),
-}
-# Templates that no shipped file matches on every dialogue: they are derived.
-OTHERS: dict[str, tuple[str, ModelTokens]] = {
-    "mistral-v0.3": (published.MISTRAL_V03, LLAMA),
-    "deepseek-r1": (published.DEEPSEEK_R1, DEEPSEEK),
-    "vicuna": (published.VICUNA, LLAMA),
-    "alpaca": (published.ALPACA, LLAMA),
-}
-EVERY = {**PUBLISHED, **OTHERS}
 
 
 def template_of(name: str) -> tuple[ChatTemplate, ModelTokens]:
-    source, tokens = EVERY[name]
-    texts = {i: text for text, i in tokens.added.items()}
-    special = {"eos_token": texts[tokens.eos_ids[0]]}
-    if tokens.bos:
-        special["bos_token"] = tokens.bos
-    return ChatTemplate(source, special), tokens
+    case = published(name)
+    return case.template, case.tokens
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_template_is_recognised(name: str) -> None:
-    choice = choose(*template_of(name))
-    assert (choice.origin, choice.conversation.name) == ("matched", name)
-    assert choice.differences == ()
+def derived_only(model: str) -> tuple[ChatTemplate, ModelTokens]:
+    case = next(case for case in PUBLISHED if case.model == model)
+    return case.template, case.tokens
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_a_published_template_is_derived_exactly(name: str) -> None:
-    template, tokens = template_of(name)
-    assert compare(derive(template, tokens, "derived"), template, tokens) == []
-
-
-def test_each_shipped_template_is_tested_and_reads_back() -> None:
-    assert set(presets()) == {*PUBLISHED, "mistral-v0.3", "deepseek-r1", "LM"}
-    for name, conversation in presets().items():
-        assert conversation.name == name
-        assert Conversation.from_dict(conversation.to_dict()) == conversation
-
-
-@pytest.mark.parametrize("name", ["vicuna", "alpaca"])
-def test_plain_text_formats_are_derived(name: str) -> None:
-    choice = choose(*template_of(name))
+@pytest.mark.parametrize("case", [c for c in PUBLISHED if c.name is None], ids=lambda c: c.model)
+def test_plain_text_formats_are_derived(case: Published) -> None:
+    choice = choose(case.template, case.tokens)
     assert choice.origin == "derived"
     assert choice.differences == ()
 
@@ -145,20 +57,20 @@ def test_a_shipped_template_differs_only_where_the_schema_ends(name: str) -> Non
 def test_token_ids_are_those_of_the_model() -> None:
     template, tokens = template_of("llama-3")
     conversation = choose(template, tokens).conversation
-    assert list(conversation.system_prefix_token_ids or ()) == [10]
-    assert set(conversation.stop_token_ids) == {11, 19}
+    assert list(conversation.system_prefix_token_ids or ()) == [128000]
+    assert set(conversation.stop_token_ids) == {128001, 128009}
     chatml, tokens = template_of("chatml")
     assert choose(chatml, tokens).conversation.system_prefix_token_ids is None
-    assert set(derive(chatml, tokens, "x").stop_token_ids) == {3, 5}
+    assert set(derive(chatml, tokens, "x").stop_token_ids) == {32000, 2}
 
 
 def test_a_text_format_stops_at_the_next_question() -> None:
-    assert choose(*template_of("alpaca")).conversation.stop_str == ("### Instruction:",)
-    assert choose(*template_of("vicuna")).conversation.stop_str == ()
+    assert choose(*derived_only("alpaca")).conversation.stop_str == ("### Instruction:",)
+    assert choose(*derived_only("lmsys/vicuna-7b-v1.5")).conversation.stop_str == ()
 
 
 def test_the_default_system_message_is_found() -> None:
-    source = published.chatml_with_default("You are a pirate.")
+    source = chatml_with_default("You are a pirate.")
     choice = choose(ChatTemplate(source), QWEN)
     assert choice.origin == "derived"
     assert choice.conversation.system_message == "You are a pirate."
@@ -173,8 +85,8 @@ def test_reasoning_in_earlier_answers_is_noticed() -> None:
 
 
 def test_a_date_is_frozen_and_said() -> None:
-    template = ChatTemplate(published.LLAMA_3_2, {"bos_token": "<|begin_of_text|>"})
-    choice = choose(template, LLAMA_3)
+    template = ChatTemplate(LLAMA_3_2, {"bos_token": "<|begin_of_text|>"})
+    choice = choose(template, LLAMA_3_TOKENS)
     assert choice.conversation.name == "llama-3_1"
     assert any("today's date" in note for note in choice.notes)
     fixed, tokens = template_of("llama-3_1")
@@ -182,14 +94,14 @@ def test_a_date_is_frozen_and_said() -> None:
 
 
 def test_trimmed_and_refused_content_is_noted() -> None:
-    notes = choose(*template_of("gemma")).notes
+    notes = choose(*template_of("gemma_instruction")).notes
     assert any("white space" in note for note in notes)
     assert any("no system message" in note for note in notes)
     assert not choose(*template_of("chatml")).notes
 
 
 def test_a_refused_system_message_is_refused_by_the_built_folder_too() -> None:
-    template, tokens = template_of("gemma")
+    template, tokens = template_of("gemma_instruction")
     conversation = derive(template, tokens, "x")
     with pytest.raises(RenderRefusedError):
         template.render(PROBES["a question after a system message"])
@@ -198,7 +110,7 @@ def test_a_refused_system_message_is_refused_by_the_built_folder_too() -> None:
 
 
 def test_no_chat_template_means_plain_continuation() -> None:
-    choice = choose(None, LLAMA)
+    choice = choose(None, LLAMA_2_TOKENS)
     assert choice.origin == "none"
     assert choice.conversation.is_plain
     assert choice.conversation.stop_token_ids == (2,)
@@ -226,17 +138,17 @@ def test_a_template_can_be_given_as_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.json"
     content = {"roles": {"user": "Q: ", "assistant": "A:"}, "seps": ["\n"], "stop_token_ids": [9]}
     path.write_text(json.dumps(content))
-    choice = choose(None, LLAMA, str(path))
+    choice = choose(None, LLAMA_2_TOKENS, str(path))
     assert choice.conversation.name == "mine"
     assert choice.conversation.stop_token_ids == (9, 2)
     with pytest.raises(UserError, match="no conversation template 'missing'"):
-        choose(None, LLAMA, "missing")
+        choose(None, LLAMA_2_TOKENS, "missing")
 
 
 def test_an_inexpressible_template_is_an_error_that_names_the_way_out() -> None:
     source = "{% for m in messages %}{{ m['content'] }} {{ m['content'] }}{% endfor %}"
     with pytest.raises(UserError, match="--conv-template"):
-        choose(ChatTemplate(source), LLAMA)
+        choose(ChatTemplate(source), LLAMA_2_TOKENS)
 
 
 def test_templates_are_found_where_transformers_keeps_them(tmp_path: Path) -> None:
@@ -267,7 +179,7 @@ def test_rendering_equals_transformers(tmp_path: Path) -> None:
 
     tokenizer = make_tokenizer()
     sources = [
-        *(source for source, _ in EVERY.values()),
+        *(case.source for case in PUBLISHED if "strftime_now" not in case.source),
         "{% for m in messages %}\n  {% if loop.index > 2 %}{% break %}{% endif %}\n"
         "  {{ m | tojson }}\n{% generation %}{{ m['content'] }}{% endgeneration %}\n{% endfor %}\n",
     ]

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import published_templates as published
 import pytest
+from published_templates.llama import LLAMA_2
 from tiny_models import ROPES, make_tiny_model
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -361,7 +361,7 @@ def test_a_sentencepiece_like_prompt_has_hugging_faces_tokens(
     checkpoint = folder(tmp_path / "hf", vocab_size=600)
     for name in ("chat_template.jinja", "tokenizer.json"):
         (checkpoint / name).unlink()
-    settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": published.LLAMA_2}
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "chat_template": LLAMA_2}
     (checkpoint / "tokenizer_config.json").write_text(json.dumps(settings))
     tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
