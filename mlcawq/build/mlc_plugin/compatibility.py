@@ -41,6 +41,7 @@ def install() -> None:
     """After `import_mlc_llm`: what the steps take from the compiled module and do not find."""
     _provide_tokenizer_info()
     _check_devices_in_process()
+    _provide_name_hint()
 
 
 def _module_loads(package: Path) -> bool:
@@ -111,3 +112,11 @@ def _device_exists(device: Any) -> bool:
         return bool(device.exist)
     except Exception:  # a TVM without this kind of device raises whatever its registry does
         return False
+
+
+def _provide_name_hint() -> None:
+    """TVM 0.26 calls the name of a Relax variable `name`; mlc_llm's passes read `name_hint`."""
+    from tvm import relax
+
+    if not hasattr(relax.Var, "name_hint"):
+        relax.Var.name_hint = property(lambda variable: variable.name)
