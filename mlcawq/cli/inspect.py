@@ -23,7 +23,10 @@ def inspect(
         bool, typer.Option("--json", help="One JSON document on stdout.")
     ] = False,
 ) -> None:
-    """Show what a folder or file is, whether it is whole, and what can be done with it."""
+    """Show what a folder or file is, whether it is whole, and what can be done with it.
+
+    Exits with 1 where something keeps it from being used.
+    """
     from mlcawq.inspection import describe
 
     description = describe(path)
@@ -31,6 +34,8 @@ def inspect(
         print(json.dumps(description.as_json(), indent=2, ensure_ascii=False))
     else:
         print("\n".join(_lines(description)))
+    if description.problems:
+        raise typer.Exit(1)
 
 
 def _lines(description: Description) -> list[str]:

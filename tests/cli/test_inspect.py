@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 
 import mlcawq.inspection
 from mlcawq.cli.inspect import inspect
@@ -46,11 +47,13 @@ def test_problems_take_the_place_of_the_next_step(
 ) -> None:
     found = description(problems=[Problem("it is torn", "page 3", "mend it")], next_step="read on")
     monkeypatch.setattr(mlcawq.inspection, "describe", lambda path: found)
-    inspect(Path("there"))
+    with pytest.raises(typer.Exit, match="1"):
+        inspect(Path("there"))
     out = capsys.readouterr().out
     assert out.endswith("problems:\n  page 3: it is torn\n    -> mend it\n")
     assert "read on" not in out
-    inspect(Path("there"), json_output=True)
+    with pytest.raises(typer.Exit, match="1"):
+        inspect(Path("there"), json_output=True)
     content = json.loads(capsys.readouterr().out)
     assert content["metadata"] == {"large": "object"}
     assert content["problems"] == [{"what": "it is torn", "where": "page 3", "fix": "mend it"}]
