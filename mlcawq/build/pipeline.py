@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-
-import psutil
+from typing import TYPE_CHECKING, Any
 
 from mlcawq.build.chat_config import (
     CONFIG_NAME,
@@ -22,6 +19,12 @@ from mlcawq.build.chat_config import (
     library_name,
     planned_layout,
     read_chat_config,
+)
+from mlcawq.build.checks import (
+    Collector,
+    disk_problems,
+    memory_problems,
+    overwriting_problems,
 )
 from mlcawq.build.compile import compile_model
 from mlcawq.build.conversation_match import read_asked
@@ -46,7 +49,6 @@ from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.checkpoint.writing import (
     check_folder,
     check_output,
-    free_bytes,
     scratch_folder,
     staged_folder,
 )
@@ -62,9 +64,6 @@ from mlcawq.graph.settings import (
 
 if TYPE_CHECKING:
     from mlcawq.graph._tvm import Target
-
-_LIBRARY_BYTES = 64 * 2**20  # room for the library and the tokenizer on the disk
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -176,9 +175,9 @@ def build(
 def check(checkpoint: Path, out: Path, request: BuildRequest) -> Checked:
     """All that can be known before any work. Raises one UserError naming every problem."""
     problems: list[Problem] = []
-    collect = _Collector(problems)
+    collect = Collector(problems)
     collect(lambda: check_output(out, overwrite=request.overwrite))
-    problems += _overwriting_problems(checkpoint, out, request.overwrite)
+    problems += overwriting_problems(checkpoint, out, request.overwrite)
     target = collect(lambda: _target(request.target))
     if request.conv_template is not None:
         collect(lambda: read_asked(str(request.conv_template)))
@@ -201,7 +200,7 @@ def check(checkpoint: Path, out: Path, request: BuildRequest) -> Checked:
     if target is not None and kind is not None and mode != "off":
         absent = missing_device(target, kind.name)
         if absent and request.verify:
-            problems.append(Problem(f"the library cannot be verified: {absent}", "--verify", _AWAY))
+            problems.append(Problem(f"the library cannot be verified: {absent}", "--verify", AWAY))
         elif absent:
             mode, unverified = "off", absent
     if kind is not None and reader is not None:
@@ -209,10 +208,10 @@ def check(checkpoint: Path, out: Path, request: BuildRequest) -> Checked:
         if plan and target is not None and target_device(target) == "vulkan":
             problems += binding_problems(target, plan)
         weights = sum(parameter.nbytes for parameter in plan or ())
-        problems += _disk_problems(out, weights)
+        problems += disk_problems(out, weights)
         if mode != "off":
             on_cpu = target is not None and target_device(target) == "cpu"
-            problems += _memory_problems(config, weights if on_cpu else 0)
+            problems += memory_problems(config, weights if on_cpu else 0)
     raise_all(problems)
     assert kind is not None
     assert sizes is not None
@@ -223,7 +222,7 @@ def check(checkpoint: Path, out: Path, request: BuildRequest) -> Checked:
 def _target(name: str) -> Target:
     """The target with all that compiling for it takes, or one UserError."""
     problems: list[Problem] = []
-    collect = _Collector(problems)
+    collect = Collector(problems)
     target = collect(lambda: resolve_target(name))
     collect(find_compiler if target is None else lambda: find_tools(target))
     raise_all(problems)
@@ -290,7 +289,7 @@ def compile_folder(
     Raises UserError when the config, the target or the machine does not allow it.
     """
     problems: list[Problem] = []
-    collect = _Collector(problems)
+    collect = Collector(problems)
     config = collect(lambda: read_chat_config(path))
     resolved = collect(lambda: _target(target))
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
@@ -363,63 +362,10 @@ def _result(
     )
 
 
-def _overwriting_problems(checkpoint: Path, out: Path, overwrite: bool) -> list[Problem]:
-    """--overwrite replaces an earlier build, never the checkpoint or a folder of other things."""
-    place, source = out.resolve(), checkpoint.resolve()
-    if place == source or place in source.parents:
-        return [Problem("the output would replace the checkpoint", str(out), "choose another -o")]
-    full = out.is_dir() and any(out.iterdir())
-    if overwrite and full and not (out / CONFIG_NAME).is_file():
-        what = f"--overwrite replaces model folders only, and there is no {CONFIG_NAME}"
-        return [Problem(what, str(out), "choose another -o, or remove the folder yourself")]
-    return []
-
-
-def _disk_problems(out: Path, weights: int) -> list[Problem]:
-    needed, free = weights + _LIBRARY_BYTES, free_bytes(out)
-    if free >= needed:
-        return []
-    what = f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free"
-    return [Problem(what, str(out), "free some space, or choose another -o")]
-
-
-def _memory_problems(config: ModelConfig, weights: int) -> list[Problem]:
-    """Verification holds one block and slices of the head in float32, beside the library's weights
-    (bytes; none where they are in a device's own memory).
-    """
-    blocks = max(config.num_hidden_layers, 1)
-    needed = weights + 4 * num_parameters(config) // blocks + 2**30
-    available = psutil.virtual_memory().available
-    if available >= needed:
-        return []
-    return [
-        Problem(
-            f"verification needs {needed / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are "
-            "available",
-            "",
-            "close other programs, or pass --no-verify to build without comparing the logits",
-        )
-    ]
-
-
-_AWAY = (
+AWAY = (
     "leave --verify out and compare the logits on a machine that has one: "
     "`mlcawq eval OUT --against CHECKPOINT`"
 )
-
-
-class _Collector:
-    """Runs checks one after another and gathers what they raise."""
-
-    def __init__(self, problems: list[Problem]) -> None:
-        self.problems = problems
-
-    def __call__(self, check: Callable[[], _T]) -> _T | None:
-        try:
-            return check()
-        except UserError as error:
-            self.problems += [p for p in error.problems if p not in self.problems]
-            return None
 
 
 __all__ = [

@@ -15,7 +15,7 @@ from awq_checkpoints import make_awq_checkpoint
 from safetensors.torch import load_file, save_file
 from tiny_models import make_tiny_model
 
-from mlcawq.build import pipeline, verify
+from mlcawq.build import checks, verify
 from mlcawq.build.convert_weight import convert_weight
 from mlcawq.build.cpu_target import cpu_target
 from mlcawq.build.pipeline import BuildRequest, BuildResult, build, compile_folder, generate_config
@@ -232,9 +232,9 @@ def test_everything_wrong_is_said_at_once(
 def test_a_full_disk_and_little_memory_are_seen_before(
     built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "free_bytes", lambda path: 1000)
+    monkeypatch.setattr(checks, "free_bytes", lambda path: 1000)
     monkeypatch.setattr(
-        pipeline.psutil,
+        checks.psutil,
         "virtual_memory",
         lambda: type("memory", (), {"available": 1000})(),
     )
