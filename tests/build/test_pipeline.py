@@ -15,7 +15,7 @@ from awq_checkpoints import make_awq_checkpoint
 from safetensors.torch import load_file, save_file
 from tiny_models import make_tiny_model
 
-from mlcawq.build import checks, verify
+from mlcawq.build import checks, pipeline, verify
 from mlcawq.build.convert_weight import convert_weight
 from mlcawq.build.cpu_target import cpu_target
 from mlcawq.build.pipeline import BuildRequest, BuildResult, build, compile_folder, generate_config
