@@ -7,13 +7,14 @@ from types import FrameType
 from typing import Any
 
 import tvm
-from tvm import IRModule
+from tvm import IRModule, tirx
 from tvm.script import tirx as T  # noqa: N812 - TVMScript's own name for it
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.parser.core.parser import ScriptMacro
 from tvm.target import Target
 from tvm.target.codegen import target_has_features
 from tvm.tirx import PrimFunc
+from tvm.tirx.buffer import is_buffer_var
 
 __all__ = [
     "IRBuilder",
@@ -21,7 +22,9 @@ __all__ = [
     "PrimFunc",
     "T",
     "Target",
+    "is_buffer_var",
     "target_has_features",
+    "tirx",
     "tvm",
 ]
 

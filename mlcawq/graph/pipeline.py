@@ -13,6 +13,7 @@ from mlcawq.graph.decoder import CausalLM
 from mlcawq.graph.kv_cache import add_kv_cache_creation
 from mlcawq.graph.logit_functions import add_embedding_allocation, add_logit_functions
 from mlcawq.graph.settings import CompileSettings, Quantization
+from tir_kernels.foreign import with_root_block
 
 # TIR passes that take half of the compile time and find nothing to do: kernels come scheduled, with
 # buffers of their exact size, and have neither permuted layouts nor virtual threads.
@@ -148,9 +149,8 @@ def _give_root_blocks() -> Any:
     @tvm.transform.module_pass(opt_level=0, name="GiveRootBlocks")
     def give(module: IRModule, _context: Any) -> IRModule:
         for name, function in module.functions_items():
-            if isinstance(function, PrimFunc) and not isinstance(function.body, tirx.SBlockRealize):
-                root = tirx.SBlock([], [], [], "root", function.body)
-                module[name] = function.with_body(tirx.SBlockRealize([], True, root))
+            if isinstance(function, PrimFunc):
+                module[name] = with_root_block(function)
         return module
 
     return give
