@@ -180,8 +180,10 @@ def _with_system(
         system_template=before + SYSTEM_PLACEHOLDER + after,
         add_role_after_system_message=role_follows,
         system_message=default or "",
-        # Nothing is written without a system message, unless a default one was recognised.
+        # Unless a default message was recognised, what opens a dialogue without one is a text of
+        # its own: mostly nothing.
         system_optional=default is None,
+        without_system=before_user if default is None else "",
     )
 
 
@@ -198,11 +200,14 @@ def _stops(
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
     """Stop ids (the model's ends of text, the control tokens that close an answer), stop texts.
 
-    Where an answer is closed by plain text alone, the mark of the next question stops it.
+    Where an answer is closed by plain text alone, the mark of the next question stops it: its
+    first control token, or its text.
     """
-    closing = turns.answer_end or turns.to_question
-    ids = [tokens.id_of(text) for text in tokens.control_tokens_in(closing) if text != bos]
-    ids = ids if turns.answer_end else ids[:1]
+    closing, after = (
+        [tokens.id_of(text) for text in tokens.control_tokens_in(part) if text != bos]
+        for part in (turns.answer_end, turns.to_question)
+    )
+    ids = closing or after[:1]
     stop_ids = dict.fromkeys([*tokens.eos_ids, *(i for i in ids if i is not None)])
     mark = user_prefix.strip()
     return tuple(stop_ids), (mark,) if not ids and len(mark) > 2 else ()

@@ -36,8 +36,13 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "gpt2": "LM",
         "gpt_bigcode": "LM",
         "llama_default": "llama-2",
+        "mistral_default": "mistral-v0.2",
         "neural_hermes_mistral": "chatml",
         "open_hermes_mistral": "chatml",
+        "phi-3-vision": "phi-3",
+        "qwen3_5": "qwen3-thinking",
+        "stablelm-2": "stablelm-3b",
+        "tinyllama_v1_0": "zephyr",
     }
 )
 

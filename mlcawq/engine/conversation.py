@@ -44,9 +44,10 @@ class Segment:
 class Conversation:
     """One conversation template. Field names and defaults are those of mlc_llm's `Conversation`.
 
-    `system_optional` is the one field of ours (mlc_llm ignores it): with it an empty system
-    message renders nothing at all, as most Hugging Face templates have it; without it the system
-    template is rendered around the empty text, as mlc_llm does.
+    Two fields are ours, and mlc_llm ignores them. With `system_optional` an empty system message
+    leaves the system template out, as most Hugging Face templates have it; without it the system
+    template is rendered around the empty text, as mlc_llm does. `without_system` is what stands
+    in place of a system template that is left out: often nothing, in some formats an empty block.
     """
 
     roles: Mapping[str, str]
@@ -66,6 +67,7 @@ class Conversation:
     function_string: str = ""
     use_function_calling: bool = False
     system_optional: bool = False
+    without_system: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "role_templates", {**PLACEHOLDERS, **self.role_templates})
@@ -127,7 +129,7 @@ class Conversation:
         out: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
-            if value is None or (f.name == "system_optional" and not value):
+            if value is None or (f.name in _OURS and not value):
                 continue
             if isinstance(value, Mapping):
                 value = dict(value)
@@ -140,6 +142,7 @@ class Conversation:
     def is_plain(self) -> bool:
         """True when the template adds no text: the model continues the prompt as it stands."""
         texts = [*self.roles.values(), *self.seps, self.role_content_sep, self.role_empty_sep]
+        texts.append(self.without_system)
         bare_system = self.system_template in ("", SYSTEM_PLACEHOLDER)
         bare_roles = all(self.role_templates[r] == PLACEHOLDERS[r] for r in ("user", "assistant"))
         return not any(texts) and bare_system and bare_roles and not self.messages
@@ -163,8 +166,7 @@ class Conversation:
             turns = _strip_reasoning(turns)
 
         out = _SegmentList()
-        self._add_system(out, system)
-        had_system = bool(out.segments)
+        had_system = self._add_system(out, system)
         separators = [self.seps[0], self.seps[-1]]
         for i, (role, content) in enumerate(turns):
             prefix = self.roles[role]
@@ -213,9 +215,13 @@ class Conversation:
             raise UserError(*problems)
         return system, turns
 
-    def _add_system(self, out: _SegmentList, system: str) -> None:
-        if not (self.system_optional and not system):
-            self._add_filled(out, self.system_template, SYSTEM_PLACEHOLDER, system)
+    def _add_system(self, out: _SegmentList, system: str) -> bool:
+        """Open the prompt. Returns whether the system template wrote something."""
+        if self.system_optional and not system:
+            out.add(self.without_system, control=True)
+            return False
+        self._add_filled(out, self.system_template, SYSTEM_PLACEHOLDER, system)
+        return bool(out.segments)
 
     @staticmethod
     def _add_filled(out: _SegmentList, template: str, placeholder: str, text: str) -> None:
@@ -305,6 +311,9 @@ def _is_turns(value: Any) -> bool:
     )
 
 
+_OURS = ("system_optional", "without_system")
+"""Fields that mlc_llm does not have: written only where they say something."""
+
 _STRING = ("a string", lambda v: isinstance(v, str))
 _BOOL = ("true or false", lambda v: isinstance(v, bool))
 _IDS = ("a list of token ids", _is_ids)
@@ -328,4 +337,5 @@ _CHECKS: dict[str, tuple[str, Any]] = {
     "function_string": _STRING,
     "use_function_calling": _BOOL,
     "system_optional": _BOOL,
+    "without_system": _STRING,
 }

@@ -67,6 +67,10 @@ def test_token_ids_are_those_of_the_model() -> None:
 def test_a_text_format_stops_at_the_next_question() -> None:
     assert choose(*derived_only("alpaca")).conversation.stop_str == ("### Instruction:",)
     assert choose(*derived_only("lmsys/vicuna-7b-v1.5")).conversation.stop_str == ()
+    template, tokens = template_of("nemotron")
+    marked = derive(template, tokens, "x")
+    assert marked.stop_str == ()
+    assert set(marked.stop_token_ids) == {tokens.require("</s>"), tokens.require("<extra_id_1>")}
 
 
 def test_the_default_system_message_is_found() -> None:

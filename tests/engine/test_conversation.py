@@ -132,6 +132,24 @@ def test_mlc_semantics_of_an_empty_system_message():
     assert CHATML.render(user).startswith("<|im_start|>user")
 
 
+def test_what_stands_in_place_of_a_system_template_that_is_left_out():
+    block = Conversation(**{**CHATML.to_dict(), "without_system": "<|no_system|>\n"})
+    user = [{"role": "user", "content": "a"}]
+    assert block.render(user) == "<|no_system|>\n" + CHATML.render(user)
+    assert block.segments(user)[0] == Segment("<|no_system|>\n<|im_start|>user\n", True)
+    system = [{"role": "system", "content": "s"}]
+    assert block.render(system + user) == CHATML.render(system + user)
+    assert Conversation.from_dict(block.to_dict()).without_system == block.without_system
+    assert block.to_dict()["without_system"] == "<|no_system|>\n"
+    assert "without_system" not in CHATML.to_dict()
+
+
+def test_the_first_turn_has_its_role_where_the_system_template_is_left_out():
+    """The text in its place is no system message, so the role is not in it."""
+    llama = Conversation(**{**LLAMA2.to_dict(), "without_system": "<none>"})
+    assert llama.render([{"role": "user", "content": "a"}]) == "<none><s>[INST] a [/INST]"
+
+
 def test_separators_by_role_and_tool_messages():
     conversation = Conversation(
         roles={"user": "U", "assistant": "A", "tool": "T"},

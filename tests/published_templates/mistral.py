@@ -1,4 +1,8 @@
-"""Mistral 7B and later: tokenizer_config.json of the models named below."""
+"""Mistral 7B and later: tokenizer_config.json of the models named below.
+
+The 7B models of version 0.1 and 0.2 were published with one template and have had another one
+since; mistral-v0.1 is the first of these, mistral-v0.2 the later one.
+"""
 
 from __future__ import annotations
 
@@ -37,6 +41,8 @@ MISTRAL_V02 = """{%- if messages[0]["role"] == "system" %}
         {%- endif %}
     {%- elif message["role"] == "assistant" %}
         {{- " " + message["content"] + eos_token}}
+    {%- else %}
+        {{- raise_exception('Only user and assistant roles are supported!') }}
     {%- endif %}
 {%- endfor %}
 """
@@ -46,6 +52,7 @@ MISTRAL_V03 = (
     MISTRAL_V02.replace('" [INST] "', '"[INST] "')
     .replace('" [/INST]"', '"[/INST]"')
     .replace("loop.first", "loop.last")
+    .replace('message["content"] + eos', 'message["content"]|trim + eos')
 )
 
 MISTRAL_V7 = """{{- bos_token }}
@@ -65,6 +72,7 @@ MISTRAL_V7 = """{{- bos_token }}
 PUBLISHED = [
     Published("mistral-v0.1", "mistralai/Mistral-7B-Instruct-v0.1", MISTRAL_V01, TOKENS, "</s>"),
     Published("mistral-v0.2", "mistralai/Mistral-7B-Instruct-v0.2", MISTRAL_V02, TOKENS, "</s>"),
+    Published("mistral-v0.2", "mistralai/Mixtral-8x7B-Instruct-v0.1", MISTRAL_V02, TOKENS, "</s>"),
     Published(
         "mistral-v0.3",
         "mistralai/Mistral-7B-Instruct-v0.3",

@@ -1,4 +1,4 @@
-"""Zephyr: tokenizer_config.json of the model named below."""
+"""Zephyr and TinyLlama: tokenizer_config.json of the models named below, which are the same."""
 
 from __future__ import annotations
 
@@ -19,4 +19,7 @@ ZEPHYR = (
     "{% endfor %}"
 )
 
-PUBLISHED = [Published("zephyr", "HuggingFaceH4/zephyr-7b-beta", ZEPHYR, TOKENS, "</s>")]
+PUBLISHED = [
+    Published("zephyr", "HuggingFaceH4/zephyr-7b-beta", ZEPHYR, TOKENS, "</s>"),
+    Published("zephyr", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", ZEPHYR, TOKENS, "</s>"),
+]
