@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,19 @@ class ChatTemplate:
     def bos_token(self) -> str:
         return self.special_tokens.get("bos_token", "")
 
+    @cached_property
+    def takes_parts(self) -> bool:
+        """Whether a message must be a list of parts, as in templates of image-text processors."""
+        mark = "ContentMark"
+        as_parts = [{"type": "text", "text": mark}]
+        rendered = []
+        for content in (mark, as_parts):
+            try:
+                rendered.append(self._render([{"role": "user", "content": content}]))
+            except RenderRefusedError:
+                rendered.append("")
+        return mark not in rendered[0] and mark in rendered[1]
+
     def render(
         self,
         dialogue: Dialogue,
@@ -73,12 +86,26 @@ class ChatTemplate:
     ) -> str:
         """The prompt for `dialogue`. Raises RenderRefusedError when the template does not take it.
 
+        Contents are texts; a template that takes lists of parts gets each as a list of one.
         now: what the template sees as the date; None takes `strftime_now` away, so that a
         template which prints the date falls back on the one written in it.
         """
+        messages: list[dict[str, Any]] = [dict(message) for message in dialogue]
+        if self.takes_parts:
+            for message in messages:
+                message["content"] = [{"type": "text", "text": message["content"]}]
+        return self._render(messages, add_generation_prompt, now, **variables)
+
+    def _render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool = True,
+        now: datetime | None = None,
+        **variables: Any,
+    ) -> str:
         try:
             return _compiled(self.source, now).render(
-                messages=[dict(message) for message in dialogue],
+                messages=messages,
                 tools=None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,

@@ -129,8 +129,14 @@ def choose(
     if template is None:
         return TemplateChoice(bind(presets()[PLAIN], tokens), "none")
     expected = _render_probes(template)
-    for shipped in presets().values():
-        bound = bind(shipped, tokens)
+    bound_presets = [bind(shipped, tokens) for shipped in presets().values()]
+    # A template that opens with a bos, for a model that has none, may have come to render what
+    # another one is made for (Hermes 3 and Qwen 2 differ in the bos alone): those are tried last.
+    lost = [
+        shipped.system_prefix_token_ids is not None and bound.system_prefix_token_ids is None
+        for shipped, bound in zip(presets().values(), bound_presets, strict=True)
+    ]
+    for _, bound in sorted(zip(lost, bound_presets, strict=True), key=lambda pair: pair[0]):
         if not bound.is_plain and not any(_differences(bound, expected, tokens)):
             return TemplateChoice(
                 _with_derived_stops(bound, template, tokens),

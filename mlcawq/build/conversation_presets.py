@@ -32,6 +32,7 @@ ALIASES: Mapping[str, str] = MappingProxyType(
         "codellama_instruct": "llama-2",
         "deepseek_r1_llama": "deepseek-r1",
         "deepseek_r1_qwen": "deepseek-r1",
+        "deepseek_v2": "deepseek",
         "gemma": "gemma_instruction",
         "gpt2": "LM",
         "gpt_bigcode": "LM",
@@ -72,17 +73,23 @@ def bind(conversation: Conversation, tokens: ModelTokens) -> Conversation:
     """`conversation` with this model's token ids.
 
     A shipped template names tokens by their text. Stop strings that are tokens become stop ids,
-    beside the model's own ends of text; prefix ids, which can only be those of the model that
-    somebody wrote the template for, become this model's bos (or nothing, where it has none).
-    A template that adds no text opens as the model's tokenizer opens any text.
+    beside the model's own ends of text. One prefix id stands for bos, and becomes this model's (or
+    nothing, where it has none); more than one are the tokens of one family ([gMASK] sop), and stay
+    where they are control tokens of this model. A template that adds no text opens as the model's
+    tokenizer opens any text.
     """
     ids = [*tokens.eos_ids, *(tokens.id_of(text) for text in conversation.stop_str)]
-    bos = tokens.id_of(tokens.bos)
-    wanted = conversation.system_prefix_token_ids is not None
-    if conversation.is_plain:
-        wanted = tokens.opens_with_bos
     return replace(
         conversation,
         stop_token_ids=tuple(dict.fromkeys(i for i in ids if i is not None)),
-        system_prefix_token_ids=(bos,) if wanted and bos is not None else None,
+        system_prefix_token_ids=_prefix(conversation, tokens),
     )
+
+
+def _prefix(conversation: Conversation, tokens: ModelTokens) -> tuple[int, ...] | None:
+    given = conversation.system_prefix_token_ids
+    if given is not None and len(given) > 1 and {*given} <= {*tokens.added.values()}:
+        return tuple(given)
+    wanted = tokens.opens_with_bos if conversation.is_plain else given is not None
+    bos = tokens.id_of(tokens.bos)
+    return (bos,) if wanted and bos is not None else None

@@ -97,6 +97,26 @@ def test_a_date_is_frozen_and_said() -> None:
     assert not any("today's date" in note for note in choose(fixed, tokens).notes)
 
 
+def test_a_bos_that_the_model_lacks_does_not_decide() -> None:
+    """Without its bos the template of Hermes 3 renders as that of Qwen 2 does, for any model."""
+    template, tokens = template_of("qwen2")
+    assert bind(presets()["hermes3_llama-3_1"], tokens).system_prefix_token_ids is None
+    assert choose(template, tokens).conversation.name == "qwen2"
+
+
+def test_prefix_tokens_of_a_family_are_kept_for_it_alone() -> None:
+    glm = presets()["glm"]
+    assert bind(glm, template_of("glm")[1]).system_prefix_token_ids == (64790, 64792)
+    assert bind(glm, QWEN).system_prefix_token_ids is None
+    assert bind(glm, LLAMA_2_TOKENS).system_prefix_token_ids == (1,)
+
+
+def test_content_is_given_as_parts_where_the_template_wants_them() -> None:
+    assert template_of("llava")[0].takes_parts
+    assert not template_of("gemma3_instruction")[0].takes_parts
+    assert not ChatTemplate("{{ raise_exception('no') }}").takes_parts
+
+
 def test_trimmed_and_refused_content_is_noted() -> None:
     notes = choose(*template_of("gemma_instruction")).notes
     assert any("white space" in note for note in notes)
@@ -192,13 +212,18 @@ def test_rendering_equals_transformers(tmp_path: Path) -> None:
         tokenizer.bos_token, tokenizer.eos_token = "<s>", "</s>"
         special = dict(tokenizer.special_tokens_map)
         for dialogue in PROBES.values():
+            template = ChatTemplate(source, special)
             try:
-                ours = ChatTemplate(source, special).render(dialogue)
+                ours = template.render(dialogue)
             except RenderRefusedError:
                 continue
             rendered += 1
+            messages: list[dict] = [dict(message) for message in dialogue]
+            if template.takes_parts:
+                for message in messages:
+                    message["content"] = [{"type": "text", "text": message["content"]}]
             theirs = tokenizer.apply_chat_template(
-                list(dialogue), chat_template=source, tokenize=False, add_generation_prompt=True
+                messages, chat_template=source, tokenize=False, add_generation_prompt=True
             )
             assert ours == theirs
     assert rendered > 5 * len(sources)

@@ -1,4 +1,7 @@
-"""ChatML: tokenizer_config.json of the models named below."""
+"""ChatML: tokenizer_config.json of the models named below.
+
+mlc_llm's `chatml` opens with a system message of its own where none is given.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,22 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
+YI_1_5 = (
+    "{% if messages[0]['role'] == 'system' %}{% set system_message = messages[0]['content'] %}"
+    "{% endif %}{% if system_message is defined %}{{ system_message }}{% endif %}"
+    "{% for message in messages %}{% set content = message['content'] %}"
+    "{% if message['role'] == 'user' %}"
+    "{{ '<|im_start|>user\\n' + content + '<|im_end|>\\n<|im_start|>assistant\\n' }}"
+    "{% elif message['role'] == 'assistant' %}{{ content + '<|im_end|>' + '\\n' }}{% endif %}"
+    "{% endfor %}"
+)
+YI_TOKENS = ModelTokens(
+    {"<|startoftext|>": 1, "<|endoftext|>": 2, "<|im_start|>": 6, "<|im_end|>": 7},
+    bos="<|startoftext|>",
+    eos_ids=(7,),
+)
+
 PUBLISHED = [
     Published("chatml", "teknium/OpenHermes-2.5-Mistral-7B", CHATML, TOKENS, "<|im_end|>"),
+    Published("chatml_nosystem", "01-ai/Yi-1.5-6B-Chat", YI_1_5, YI_TOKENS, "<|im_end|>"),
 ]
