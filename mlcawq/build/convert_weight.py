@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mlcawq.build.chat_config import CONFIG_NAME, planned_layout
+from mlcawq.build.loading_order import loading_order
 from mlcawq.build.weight_plan import Parameter, plan_parameters
 from mlcawq.checkpoint.config import ModelConfig, read_config
 from mlcawq.checkpoint.tensors import TensorReader
@@ -72,6 +73,9 @@ def convert_weight(
     kind = infer_quantization(config, quantization, _layout(out, weight_layout))
     reader = TensorReader(checkpoint)
     plan = plan_parameters(config, kind, reader)
+    planned = {parameter.name: parameter for parameter in plan}
+    order = loading_order({name: planned[name].sources for name in planned}, reader)
+    plan = [planned[name] for name in order]
     total = sum(parameter.nbytes for parameter in plan)
     if free_bytes(out) < total:
         raise UserError.one(
@@ -164,7 +168,12 @@ def _publish(stage: Path, out: Path, cache: dict[str, Any]) -> None:
 
 
 class _ShardWriter:
-    """Parameters in files of at most SHARD_BYTES, a larger parameter in one of its own."""
+    """Parameters in files of at most SHARD_BYTES, a larger parameter in one of its own.
+
+    The bounds are those of TVM's `dump_tensor_cache`, so that mlc_llm's files and ours are the
+    same: a file stays below SHARD_BYTES, and a parameter of half of it or more that would not fit
+    is written at once, while smaller ones go on to collect.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -176,37 +185,43 @@ class _ShardWriter:
     def add(self, parameter: Parameter, array: np.ndarray) -> None:
         if array.shape != parameter.shape or str(array.dtype) != parameter.dtype:
             raise ValueError(f"{parameter.name}: {array.dtype} {array.shape} is not as planned")
-        if self.pending_bytes + array.nbytes > SHARD_BYTES:
-            self._write()
         record = {
             "name": parameter.name,
             "shape": list(array.shape),
             "dtype": parameter.dtype,
             "format": "raw",
             "nbytes": array.nbytes,
-            "byteOffset": self.pending_bytes,
+            "byteOffset": 0,
         }
-        self.pending.append((record, np.ascontiguousarray(array)))
-        self.pending_bytes += array.nbytes
         self.total_bytes += array.nbytes
+        if self.pending_bytes + array.nbytes >= SHARD_BYTES:
+            if 2 * array.nbytes >= SHARD_BYTES:
+                self._write([(record, array)])
+                return
+            self._write_pending()
+        record["byteOffset"] = self.pending_bytes
+        self.pending.append((record, array))
+        self.pending_bytes += array.nbytes
 
     def close(self) -> list[dict[str, Any]]:
-        self._write()
+        self._write_pending()
         return self.shards
 
-    def _write(self) -> None:
-        if not self.pending:
-            return
+    def _write_pending(self) -> None:
+        if self.pending:
+            self._write(self.pending)
+        self.pending, self.pending_bytes = [], 0
+
+    def _write(self, entries: list[tuple[dict[str, Any], np.ndarray]]) -> None:
         path = self.folder / f"params_shard_{len(self.shards)}.bin"
-        data = b"".join(array.tobytes() for _, array in self.pending)
+        data = b"".join(array.tobytes() for _, array in entries)
         write_file(path, data)
         self.shards.append(
             {
                 "dataPath": path.name,
                 "format": "raw-shard",
                 "nbytes": len(data),
-                "records": [record for record, _ in self.pending],
+                "records": [record for record, _ in entries],
                 "md5sum": hashlib.md5(data, usedforsecurity=False).hexdigest(),
             }
         )
-        self.pending, self.pending_bytes = [], 0

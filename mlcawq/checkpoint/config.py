@@ -8,6 +8,7 @@ changes what the model computes and that is not understood is an error, never a 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,17 @@ def parse_config(raw: dict[str, Any], where: str = "config.json") -> ModelConfig
     return config
 
 
+def read_quantization(raw: dict[str, Any], where: str = "config.json") -> AwqConfig | None:
+    """The AWQ settings of a config whose family need not be known; None where it has none.
+
+    Raises UserError for other quantizations, and for AWQ in a form that is not supported.
+    """
+    read = _Reader(raw, where)
+    found = _quantization(read)
+    raise_all(read.problems)
+    return found
+
+
 class _Reader:
     """Typed look-ups in a JSON object that collect what is wrong instead of stopping."""
 
@@ -296,6 +308,20 @@ def _dtype(read: _Reader) -> str:
             "save the model in one of these types first",
         )
     return name
+
+
+def parse_awq(raw: Mapping[str, Any], where: str = "config.json") -> AwqConfig:
+    """`quantization_config` of an AWQ checkpoint's config.json, whatever its architecture.
+
+    Raises UserError naming everything in it that is missing or not supported.
+    """
+    read = _Reader(dict(raw), where)
+    awq = _quantization(read)
+    if awq is None and not read.problems:
+        read.problem("no quantization_config: the checkpoint is not quantized")
+    raise_all(read.problems)
+    assert awq is not None
+    return awq
 
 
 def _quantization(read: _Reader) -> AwqConfig | None:

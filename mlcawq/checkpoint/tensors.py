@@ -61,6 +61,7 @@ class TensorReader:
         self._infos: dict[str, TensorInfo] = {}
         problems: list[Problem] = []
         promised = self._promised(problems)
+        self._indexed = tuple(promised)
         files = sorted({self.folder / file for file in promised.values()}) or [self._single()]
         for file in files:
             try:
@@ -116,6 +117,11 @@ class TensorReader:
     def names(self) -> list[str]:
         """All tensor names, sorted."""
         return sorted(self._infos)
+
+    @property
+    def listed(self) -> list[str]:
+        """All tensor names in the order of the index, sorted where there is none."""
+        return list(self._indexed) or self.names
 
     @property
     def total_bytes(self) -> int:

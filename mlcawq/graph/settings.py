@@ -36,6 +36,11 @@ class Quantization:
     weight_layout: str | None = None
 
 
+def awq_names(group_size: int) -> tuple[str, ...]:
+    """The names that AWQ weights with groups of `group_size` can have."""
+    return tuple(name for name, (_, size) in _AWQ.items() if size == group_size)
+
+
 def default_layout(target_kind: str) -> str:
     """The layout of quantized weights that a target's kernels are fastest with."""
     return AUTOAWQ if target_kind == "cpu" else TILED
@@ -83,7 +88,7 @@ def infer_quantization(
         found = "q0f32" if config.dtype == "float32" else "q0f16"
         possible = tuple(_DENSE)
     else:
-        possible = tuple(name for name, (_, size) in _AWQ.items() if size == awq.group_size)
+        possible = awq_names(awq.group_size)
         found = possible[0]
     if requested is None or requested == found:
         return quantization_named(found, weight_layout)
