@@ -70,7 +70,14 @@ MISTRAL_V7 = """{{- bos_token }}
 """
 
 PUBLISHED = [
-    Published("mistral-v0.1", "mistralai/Mistral-7B-Instruct-v0.1", MISTRAL_V01, TOKENS, "</s>"),
+    Published(
+        "mistral-v0.1",
+        "mistralai/Mistral-7B-Instruct-v0.1 (2023)",
+        MISTRAL_V01,
+        TOKENS,
+        "</s>",
+    ),
+    Published("mistral-v0.2", "mistralai/Mistral-7B-Instruct-v0.1", MISTRAL_V02, TOKENS, "</s>"),
     Published("mistral-v0.2", "mistralai/Mistral-7B-Instruct-v0.2", MISTRAL_V02, TOKENS, "</s>"),
     Published("mistral-v0.2", "mistralai/Mixtral-8x7B-Instruct-v0.1", MISTRAL_V02, TOKENS, "</s>"),
     Published(

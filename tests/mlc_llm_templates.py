@@ -1,0 +1,122 @@
+"""mlc_llm's conversation templates, by name, and where ours renders something else than mlc_llm's.
+
+VERSION is what the lists were taken from. Ours follow the publishers of the models
+(tests/published_templates says where each format was published).
+"""
+
+from __future__ import annotations
+
+VERSION = "0.1.dev0, git 79d603f, July 2026"
+
+# What `mlc_llm gen_config --conv-template` accepts (CONV_TEMPLATES of mlc_llm.interface.gen_config)
+# and what ConvTemplateRegistry holds, which is the same but for UNREGISTERED.
+NAMES = (
+    "LM",
+    "aya-23",
+    "chatml",
+    "chatml_nosystem",
+    "codellama_completion",
+    "codellama_instruct",
+    "deepseek",
+    "deepseek_r1_llama",
+    "deepseek_r1_qwen",
+    "deepseek_v2",
+    "deepseek_v3",
+    "dolly",
+    "gemma3_instruction",
+    "gemma_instruction",
+    "glm",
+    "gorilla",
+    "gorilla-openfunctions-v2",
+    "gpt2",
+    "gpt_bigcode",
+    "hermes2_pro_llama3",
+    "hermes3_llama-3_1",
+    "llama-2",
+    "llama-3",
+    "llama-3_1",
+    "llama-4",
+    "llama_default",
+    "llava",
+    "llm-jp",
+    "ministral3",
+    "ministral3_reasoning",
+    "mistral_default",
+    "nemotron",
+    "neural_hermes_mistral",
+    "oasst",
+    "olmo",
+    "olmo2",
+    "open_hermes_mistral",
+    "orion",
+    "phi-2",
+    "phi-3",
+    "phi-3-vision",
+    "phi-4",
+    "qwen2",
+    "qwen3",
+    "qwen3_5",
+    "qwen3_5_nothink",
+    "redpajama_chat",
+    "rwkv_world",
+    "stablelm",
+    "stablelm-2",
+    "stablelm-3b",
+    "tinyllama_v1_0",
+    "wizard_coder_or_math",
+    "wizardlm_7b",
+)
+UNREGISTERED = {"llama_default"}  # accepted, and then nothing is found under it
+
+_OWN_DEFAULT = "a system message of mlc_llm's choice where none is given"
+_NO_SYSTEM = "a system message has no place in the model's format and is refused"
+
+# Name -> what mlc_llm's template does that the model's publisher does not. Names that are not here
+# render the same in both.
+DIFFERENCES = {
+    "aya-23": _OWN_DEFAULT,
+    "chatml": _OWN_DEFAULT,
+    "codellama_instruct": "no <<SYS>> around a system message, no </s><s> after an answer",
+    "deepseek": "no empty line after a system message",
+    "deepseek_r1_llama": f"{_OWN_DEFAULT}, no <think> before the answer, bos as text",
+    "deepseek_r1_qwen": f"{_OWN_DEFAULT}, no <think> before the answer, bos as text",
+    "deepseek_v2": "no empty line after a system message",
+    "deepseek_v3": f"{_OWN_DEFAULT}, bos as text",
+    "dolly": "no empty line after the introduction and around ### End",
+    "gemma3_instruction": "a system message before the first turn, not in it",
+    "gemma_instruction": _NO_SYSTEM,
+    "glm": "the rounds of ChatGLM-1 for every GLM",
+    "gorilla": f"{_OWN_DEFAULT}, directly before USER",
+    "gorilla-openfunctions-v2": "no line break after a system message and after an answer",
+    "hermes2_pro_llama3": f"{_OWN_DEFAULT}, no bos",
+    "hermes3_llama-3_1": "another system message where none is given, no bos",
+    "llama-2": f"{_OWN_DEFAULT}, a space after the last [/INST]",
+    "llama-3": _OWN_DEFAULT,
+    "llama-3_1": f"{_OWN_DEFAULT}, and no dates before it",
+    "llama-4": "a system message is dropped",
+    "llava": "no USER in the first turn",
+    "llm-jp": _OWN_DEFAULT,
+    "mistral_default": f"{_OWN_DEFAULT}, no break after it, no </s> after an answer",
+    "nemotron": "a bos, an empty line more where no system message is given",
+    "neural_hermes_mistral": _OWN_DEFAULT,
+    "oasst": "a colon and a space after each role",
+    "olmo": "no end of text after an answer; a system message directly before the first role",
+    "olmo2": "an end of text after a question, an empty system block",
+    "open_hermes_mistral": _OWN_DEFAULT,
+    "orion": f"no </s> before an earlier answer; {_NO_SYSTEM}",
+    "phi-2": _NO_SYSTEM,
+    "phi-3": f"{_OWN_DEFAULT}, no <|end|> after it, a bos",
+    "phi-3-vision": "a system message without <|system|> and <|end|>, a bos",
+    "phi-4": f"{_OWN_DEFAULT}, no <|end|> after it, line breaks around messages, <|system|> twice",
+    "qwen3": _OWN_DEFAULT,
+    "qwen3_5": f"{_OWN_DEFAULT}, <think> before earlier answers, whose own reasoning stays",
+    "qwen3_5_nothink": f"{_OWN_DEFAULT}, an empty thought before earlier answers",
+    "redpajama_chat": "no empty line after a system message",
+    "rwkv_world": "no empty line after the greeting, a space after the last Assistant:",
+    "stablelm": "a colon and a space after each role; a system message without <|SYSTEM|>",
+    "stablelm-2": "no line break after <|endoftext|>; a system message without <|system|>",
+    "stablelm-3b": "no line break after <|endoftext|>; a system message without <|system|>",
+    "tinyllama_v1_0": f"{_OWN_DEFAULT}, no line break after </s>",
+    "wizard_coder_or_math": "no ### before the first Instruction, a line break after Response:",
+    "wizardlm_7b": "roles User and Response between ###",
+}
