@@ -65,16 +65,23 @@ class ChatTemplate:
 
     @cached_property
     def takes_parts(self) -> bool:
-        """Whether a message must be a list of parts, as in templates of image-text processors."""
-        mark = "ContentMark"
-        as_parts = [{"type": "text", "text": mark}]
-        rendered = []
-        for content in (mark, as_parts):
-            try:
-                rendered.append(self._render([{"role": "user", "content": content}]))
-            except RenderRefusedError:
-                rendered.append("")
-        return mark not in rendered[0] and mark in rendered[1]
+        """Whether a content must be a list of parts, as in templates of image-text processors.
+
+        Some of them take a question as text, but a system message only as a list.
+        """
+        question = [("user", "QuestionMark")]
+        return any(
+            not self._writes(texts, as_parts=False) and self._writes(texts, as_parts=True)
+            for texts in (question, [("system", "SystemMark"), *question])
+        )
+
+    def _writes(self, texts: Sequence[tuple[str, str]], *, as_parts: bool) -> bool:
+        messages = [{"role": role, "content": text} for role, text in texts]
+        try:
+            rendered = self._render(_in_parts(messages) if as_parts else messages)
+        except RenderRefusedError:
+            return False
+        return all(text in rendered for _, text in texts)
 
     def render(
         self,
@@ -88,35 +95,53 @@ class ChatTemplate:
 
         Contents are texts; a template that takes lists of parts gets each as a list of one.
         now: what the template sees as the date; None takes `strftime_now` away, so that a
-        template which prints the date falls back on the one written in it.
+        template which prints the date falls back on the one written in it, and gives the day of
+        this process to a template that has none.
         """
-        messages: list[dict[str, Any]] = [dict(message) for message in dialogue]
-        if self.takes_parts:
-            for message in messages:
-                message["content"] = [{"type": "text", "text": message["content"]}]
-        return self._render(messages, add_generation_prompt, now, **variables)
+        messages: Sequence[Mapping[str, Any]] = dialogue
+        return self._render(
+            _in_parts(messages) if self.takes_parts else messages,
+            now,
+            add_generation_prompt=add_generation_prompt,
+            **variables,
+        )
 
     def _render(
         self,
         messages: Sequence[Mapping[str, Any]],
-        add_generation_prompt: bool = True,
         now: datetime | None = None,
         **variables: Any,
     ) -> str:
+        given = {
+            "messages": [dict(message) for message in messages],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+            **self.special_tokens,
+            **variables,
+        }
         try:
-            return _compiled(self.source, now).render(
-                messages=messages,
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **{**self.special_tokens, **variables},
-            )
+            return _compiled(self.source, now).render(given)
+        except jinja2.UndefinedError as error:
+            if now is None and "strftime_now" in str(error):
+                return self._render(messages, _today(), **variables)
+            raise RenderRefusedError(str(error)) from None
         except (jinja2.TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
             raise RenderRefusedError(str(error)) from None
 
     def check(self) -> None:
         """Raises jinja2.TemplateError when the source is not valid Jinja."""
         _compiled(self.source, None)
+
+
+def _in_parts(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+
+
+@lru_cache(maxsize=1)
+def _today() -> datetime:
+    """One day for all prompts of a process, also of one that runs past midnight."""
+    return datetime.now()
 
 
 @lru_cache(maxsize=16)

@@ -212,7 +212,7 @@ def notes(template: ChatTemplate) -> list[str]:
         if dates[0] != dates[1]:
             out.append(
                 "the model's template writes today's date into the prompt; the built folder keeps "
-                "the date that the template falls back on"
+                "one date: the template's own where it has one, else the day of the build"
             )
         padded = template.render([user("  Hi \n")])
         if "  Hi \n" not in padded and "Hi" in padded:

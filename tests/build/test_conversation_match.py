@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from published_templates import PUBLISHED, Published, published
+from published_templates.gemma import GEMMA_3_TOKENS
 from published_templates.llama import LLAMA_2_TOKENS, LLAMA_3_2, LLAMA_3_TOKENS
 from published_templates.qwen import TOKENS as QWEN
 from published_templates.qwen import chatml_with_default
@@ -114,7 +115,23 @@ def test_prefix_tokens_of_a_family_are_kept_for_it_alone() -> None:
 def test_content_is_given_as_parts_where_the_template_wants_them() -> None:
     assert template_of("llava")[0].takes_parts
     assert not template_of("gemma3_instruction")[0].takes_parts
+    assert not template_of("gemma_instruction")[0].takes_parts
     assert not ChatTemplate("{{ raise_exception('no') }}").takes_parts
+    gemma_3 = published("gemma3_instruction").source
+    first_edition = gemma_3.replace("messages[0]['content'] is string", "false")
+    assert ChatTemplate(first_edition).takes_parts
+    choice = choose(ChatTemplate(first_edition, {"bos_token": "<bos>"}), GEMMA_3_TOKENS)
+    assert choice.conversation.name == "gemma3_instruction"
+
+
+def test_a_template_with_no_date_of_its_own_gets_the_day_of_the_build() -> None:
+    source = "{{ 'Today: ' + strftime_now('%Y-%m-%d') + '\n' }}" + published("chatml").source
+    choice = choose(ChatTemplate(source), QWEN)
+    assert choice.differences == ()
+    opening = choice.conversation.without_system
+    assert opening.startswith("Today: 20")
+    assert ChatTemplate(source).render([]).startswith(opening)
+    assert any("the day of the build" in note for note in choice.notes)
 
 
 def test_trimmed_and_refused_content_is_noted() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -66,6 +67,16 @@ def test_a_tool_answers_as_the_publisher_has_it(case: Published) -> None:
     prefix = "".join(texts[i] for i in bound.system_prefix_token_ids or ())
     same = prefix + bound.render(dialogue) == case.template.render(dialogue)
     assert same == (TOOL_ANSWER not in case.beyond)
+
+
+@by_model([case for case in SHIPPED if case.name in ("ministral3", "ministral3_reasoning")])
+def test_functions_stand_where_the_publisher_has_them(case: Published) -> None:
+    """The marks around them belong to the text of the functions: without any they vanish too."""
+    tools = [{"type": "function", "function": {"name": "weather"}}]
+    marked = f"[AVAILABLE_TOOLS]{json.dumps(tools)}[/AVAILABLE_TOOLS]"
+    shipped = replace(presets()[case.name], function_string=marked)
+    dialogue = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Rain?"}]
+    assert "<s>" + shipped.render(dialogue) == case.template.render(dialogue, tools=tools)
 
 
 @by_model(DOCUMENTED)
