@@ -58,8 +58,7 @@ def w4a16_linear(
     room = kernels_for(target)
     out_dtype = out_dtype or act_dtype
     _check_dtypes(target, act_dtype, out_dtype)
-    if scale_dtype not in _SCALE_DTYPES:
-        raise ValueError(f"scale dtype {scale_dtype} is not one of {_SCALE_DTYPES}")
+    _check_scale_dtype(scale_dtype)
     shape = LinearShape(K, N, group_size)
     shape.parameters(layout)  # knows the layouts
     if silu and layout != TILED:
@@ -68,6 +67,60 @@ def w4a16_linear(
         raise ValueError(f"a gate_up of {N} outputs cannot be interleaved: not a multiple of 16")
     return room.w4a16_linear(
         target, shape, act_dtype, out_dtype, bias, layout=layout, silu=silu, scale_dtype=scale_dtype
+    )
+
+
+def w4a16_experts_decode(
+    target: Target,
+    experts: int,
+    K: int,
+    N: int,
+    group_size: int,
+    act_dtype: str = "float16",
+    out_dtype: str | None = None,
+    *,
+    x_rows: int,
+    rows: int,
+    scale_dtype: str = "float16",
+) -> PrimFunc:
+    """One token's rows, each times the weight of an expert of its own (see `tir_kernels.experts`).
+
+    The function takes (x [x_rows, K], chosen int32 [1, rows], qweight, qzeros, scales, out
+    [rows, N]): row r of out is of expert chosen[0, r] and of row r of x, or of its only row where
+    x_rows is 1. Weights are in the stock layout; all else is as in `w4a16_linear`.
+
+    Raises what `w4a16_linear` does.
+    """
+    out_dtype = out_dtype or act_dtype
+    shape = _check_experts(target, experts, K, N, group_size, act_dtype, out_dtype, scale_dtype)
+    if rows < 1 or x_rows not in (1, rows):
+        raise ValueError(f"{x_rows} rows of x for {rows} of out: not one, nor as many")
+    return kernels_for(target).w4a16_experts_decode(
+        target, experts, shape, x_rows, rows, act_dtype, out_dtype, scale_dtype=scale_dtype
+    )
+
+
+def w4a16_experts_grouped(
+    target: Target,
+    experts: int,
+    K: int,
+    N: int,
+    group_size: int,
+    act_dtype: str = "float16",
+    out_dtype: str | None = None,
+    *,
+    scale_dtype: str = "float16",
+) -> PrimFunc:
+    """Rows sorted by expert, those of each times its weight (see `tir_kernels.experts`).
+
+    The function takes (x [m, K], indptr int32 [experts + 1], qweight, qzeros, scales, out [m, N])
+    with symbolic m; rows indptr[e] .. indptr[e + 1] - 1 are of expert e. As `w4a16_experts_decode`
+    otherwise.
+    """
+    out_dtype = out_dtype or act_dtype
+    shape = _check_experts(target, experts, K, N, group_size, act_dtype, out_dtype, scale_dtype)
+    return kernels_for(target).w4a16_experts_grouped(
+        target, experts, shape, act_dtype, out_dtype, scale_dtype=scale_dtype
     )
 
 
@@ -87,6 +140,29 @@ def dense_linear(
     out_dtype = out_dtype or act_dtype
     _check_dtypes(target, act_dtype, out_dtype)
     return room.dense_linear(target, K, N, act_dtype, out_dtype, bias)
+
+
+def _check_experts(
+    target: Target,
+    experts: int,
+    K: int,
+    N: int,
+    group_size: int,
+    act_dtype: str,
+    out_dtype: str,
+    scale_dtype: str,
+) -> LinearShape:
+    """The shape of an expert."""
+    _check_dtypes(target, act_dtype, out_dtype)
+    _check_scale_dtype(scale_dtype)
+    if experts < 1:
+        raise ValueError(f"{experts} experts")
+    return LinearShape(K, N, group_size)
+
+
+def _check_scale_dtype(scale_dtype: str) -> None:
+    if scale_dtype not in _SCALE_DTYPES:
+        raise ValueError(f"scale dtype {scale_dtype} is not one of {_SCALE_DTYPES}")
 
 
 def _check_dtypes(target: Target, act_dtype: str, out_dtype: str) -> None:

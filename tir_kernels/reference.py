@@ -128,6 +128,24 @@ def w4a16_linear(
     return out if bias is None else out + bias.astype(np.float64)
 
 
+def w4a16_experts(
+    x: np.ndarray,
+    experts: np.ndarray,
+    qweight: np.ndarray,
+    qzeros: np.ndarray,
+    scales: np.ndarray,
+) -> np.ndarray:
+    """x [m, K], row r times the dequantized weight of expert experts[r], in float64 [m, N].
+
+    The weights are [E, ...] of E experts.
+    """
+    out = np.empty((len(x), scales.shape[-1]))
+    for expert in np.unique(experts):
+        rows = experts == expert
+        out[rows] = w4a16_linear(x[rows], qweight[expert], qzeros[expert], scales[expert])
+    return out
+
+
 def silu_multiply(gate_up: np.ndarray) -> np.ndarray:
     """gate_up [m, 2n] -> silu(gate) * up [m, n], in float64; SwiGLU (arXiv 2002.05202)."""
     gate, up = np.split(gate_up.astype(np.float64), 2, axis=1)

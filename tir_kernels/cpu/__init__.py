@@ -8,6 +8,7 @@ from tir_kernels.cpu.attention import (
 )
 from tir_kernels.cpu.dense import dense_linear
 from tir_kernels.cpu.elementwise import add_rms_norm, qk_norm, rms_norm, silu_multiply
+from tir_kernels.cpu.experts import w4a16_experts_decode, w4a16_experts_grouped
 from tir_kernels.cpu.logits import (
     apply_bitmask_inplace,
     apply_logit_bias_inplace,
@@ -39,5 +40,7 @@ __all__ = [
     "softmax_with_temperature",
     "split_rotary",
     "take_rows",
+    "w4a16_experts_decode",
+    "w4a16_experts_grouped",
     "w4a16_linear",
 ]

@@ -45,8 +45,8 @@ def w4a16_linear(
     if layout != AUTOAWQ or silu:
         raise ValueError(f"the CPU has kernels for the layout {AUTOAWQ} without silu only")
     K, N, words, groups = shape.K, shape.N, shape.words, shape.groups
-    few_rows = _few_rows(target, shape, out_dtype)
-    many_rows = _many_rows(target, shape, out_dtype)
+    few_rows = few_rows_linear(target, shape, out_dtype)
+    many_rows = many_rows_linear(target, shape, out_dtype)
 
     @T.prim_func(private=True, s_tir=True)
     def linear(
@@ -88,7 +88,11 @@ def w4a16_linear(
     return linear_bias if bias else linear
 
 
-def _few_rows(target: Target, shape: LinearShape, out_dtype: str):
+def few_rows_linear(target: Target, shape: LinearShape, out_dtype: str):
+    """An inline builder (m, x, qweight, qzeros, scales, offset, out) for m <= FEW_ROWS.
+
+    offset: column -> fp32, what is added to a sum.
+    """
     K, G, words, groups = shape.K, shape.group_size, shape.words, shape.groups
     block = largest_fitting(words, (64, 48, 32, 16, 8, 4))
     lanes = largest_fitting(block, (tiling_of(target).lanes, 8, 4))
@@ -196,7 +200,8 @@ def _few_rows(target: Target, shape: LinearShape, out_dtype: str):
     return few_rows
 
 
-def _many_rows(target: Target, shape: LinearShape, out_dtype: str):
+def many_rows_linear(target: Target, shape: LinearShape, out_dtype: str):
+    """As `few_rows_linear`, for any m."""
     N, G, groups = shape.N, shape.group_size, shape.groups
     tiling = tiling_of(target)
     MR = tiling.micro_rows

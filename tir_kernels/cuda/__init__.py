@@ -2,6 +2,7 @@
 
 from tir_kernels.cuda.attention_prefill import attention_prefill_paged, attention_prefill_ragged
 from tir_kernels.cuda.dense import dense_linear
+from tir_kernels.cuda.experts import w4a16_experts_decode, w4a16_experts_grouped
 from tir_kernels.cuda.w4a16 import w4a16_linear
 from tir_kernels.gpu import (
     add_rms_norm,
@@ -44,5 +45,7 @@ __all__ = [
     "softmax_with_temperature",
     "split_rotary",
     "take_rows",
+    "w4a16_experts_decode",
+    "w4a16_experts_grouped",
     "w4a16_linear",
 ]

@@ -24,7 +24,7 @@ from tir_kernels.cuda import device, device_gemm, split_k, wgmma
 from tir_kernels.cuda.epilogue import Epilogue
 from tir_kernels.cuda.shared_plan import SharedPlan, Staged
 from tir_kernels.cuda.staging import ASYNC, LOAD, STORE
-from tir_kernels.cuda.tile import ROW, STEPS, unrolled
+from tir_kernels.cuda.tile import ROW, STEPS, ManyRows, unrolled
 from tir_kernels.layouts import TILE_K
 
 
@@ -79,11 +79,42 @@ def many_rows(
     """An inline builder (m, x [m, K], parameters, bias [N] or None, out) for any m > 0.
 
     resident: blocks that a multiprocessor shall hold, which limits the registers of a thread.
+    asynchronous: see `many_rows_block`.
+    """
+    schedule = weight.schedule
+    body = many_rows_block(weight, K, act_dtype, epilogue, asynchronous=asynchronous)
+    blocks = -(-epilogue.N // schedule.outputs)
+
+    @T.inline
+    def kernel(m, x, parameters, bias, out):
+        count = T.meta_var(T.Cast("int32", m))
+        token_blocks = T.meta_var(_token_blocks(schedule, count))
+        splits = T.meta_var(_splits(schedule, K, epilogue.N, count))
+        # Token blocks first: blocks that run at the same time share weights and activations.
+        for token_block in T.thread_binding(token_blocks, thread="blockIdx.x"):
+            for block in T.thread_binding(blocks, thread="blockIdx.y"):
+                for split in T.thread_binding(splits, thread="blockIdx.z"):
+                    for warp in T.thread_binding(schedule.warps, thread="threadIdx.y"):
+                        for lane in T.thread_binding(32, thread="threadIdx.x"):
+                            with T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", resident):
+                                body(
+                                    count, x, parameters, bias, out,
+                                    token_block, block, split, warp, lane,
+                                )  # fmt: skip
+
+    return kernel
+
+
+def many_rows_block(
+    weight: Weight, K: int, act_dtype: str, epilogue: Epilogue, *, asynchronous: bool = True
+) -> Any:
+    """One block of it: (m, x, parameters, bias, out, token_block, block, split, warp, lane).
+
     Without `asynchronous` (before sm_80), copies go through registers, and there are two stages.
     """
     schedule, plan = weight.schedule, SharedPlan(weight, K, epilogue, asynchronous)
     rows, stages, ahead, alignment = plan.rows, plan.stages, plan.ahead, plan.alignment
-    WN, WM, WK, W = schedule.warps_n, schedule.warps_m, schedule.warps_k, schedule.warps
+    WN, WM, WK = schedule.warps_n, schedule.warps_m, schedule.warps_k
     SN, TM, BM = schedule.warp_stripes, schedule.warp_tokens, schedule.tokens
     tiles = -(-K // TILE_K)
     exact = K % (TILE_K * WK) == 0
@@ -119,15 +150,6 @@ def many_rows(
                         device.registers(sums, 4 * f), slot, k * handed + f * 512
                     )
 
-    def splits_of(m):
-        """Into how many parts the inputs are split: few tokens make few blocks."""
-        wanted = T.truncdiv(schedule.blocks, token_blocks_of(m) * blocks)
-        return 1 if most_splits == 1 else T.max(1, T.min(wanted, most_splits))
-
-    def token_blocks_of(m):
-        # Of numbers above zero, the truncated quotient is the floor, and cheaper.
-        return T.truncdiv(m + BM - 1, BM)
-
     def share_of(splits):
         """Tiles of a split: whole rounds."""
         if most_splits == 1:
@@ -154,7 +176,7 @@ def many_rows(
         warp_n = T.meta_var(warp % WN)
         warp_m = T.meta_var(warp // WN % WM)
         warp_k = T.meta_var(warp // (WN * WM))
-        splits = T.meta_var(splits_of(m))
+        splits = T.meta_var(_splits(schedule, K, epilogue.N, m))
         # The block's part of the inputs: its first tile, and its rounds, none where shares of whole
         # rounds leave nothing for the last splits.
         part = T.alloc_buffer((2,), "int32", scope="local")
@@ -287,19 +309,16 @@ def many_rows(
         else:
             store_tile(m, sums, shared, bias, out, token_block, block, warp, lane)
 
-    @T.inline
-    def kernel(m, x, parameters, bias, out):
-        count = T.meta_var(T.Cast("int32", m))
-        # Token blocks first: blocks that run at the same time share weights and activations.
-        for token_block in T.thread_binding(token_blocks_of(count), thread="blockIdx.x"):
-            for block in T.thread_binding(blocks, thread="blockIdx.y"):
-                for split in T.thread_binding(splits_of(count), thread="blockIdx.z"):
-                    for warp in T.thread_binding(W, thread="threadIdx.y"):
-                        for lane in T.thread_binding(32, thread="threadIdx.x"):
-                            with T.attr(0, "tirx.launch_bounds_min_blocks_per_sm", resident):
-                                body(
-                                    count, x, parameters, bias, out,
-                                    token_block, block, split, warp, lane,
-                                )  # fmt: skip
+    return body
 
-    return kernel
+
+def _token_blocks(schedule: ManyRows, m: Any) -> Any:
+    # Of numbers above zero, the truncated quotient is the floor, and cheaper.
+    return T.truncdiv(m + schedule.tokens - 1, schedule.tokens)
+
+
+def _splits(schedule: ManyRows, K: int, N: int, m: Any) -> Any:
+    """Into how many parts the inputs are split: few tokens make few blocks."""
+    most = schedule.most_splits(K, N)
+    tiles = _token_blocks(schedule, m) * -(-N // schedule.outputs)
+    return 1 if most == 1 else T.max(1, T.min(T.truncdiv(schedule.blocks, tiles), most))

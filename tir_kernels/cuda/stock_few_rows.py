@@ -43,6 +43,22 @@ def stock_few_rows(
     shape: LinearShape, act_dtype: str, schedule: StockFewRows, epilogue: Epilogue
 ) -> Any:
     """An inline builder (m, x, (qweight, qzeros, scales), bias, out) for m <= schedule.rows."""
+    body = stock_few_rows_block(shape, act_dtype, schedule, epilogue)
+
+    @T.inline
+    def kernel(m, x, parameters, bias, out):
+        for block in T.thread_binding(schedule.blocks(shape), thread="blockIdx.x"):
+            for warp in T.thread_binding(schedule.warps, thread="threadIdx.y"):
+                for lane in T.thread_binding(32, thread="threadIdx.x"):
+                    body(T.Cast("int32", m), x, parameters, bias, out, block, warp, lane)
+
+    return kernel
+
+
+def stock_few_rows_block(
+    shape: LinearShape, act_dtype: str, schedule: StockFewRows, epilogue: Epilogue
+) -> Any:
+    """One block of it: (m, x, (qweight, qzeros, scales), bias, out, block, warp, lane)."""
     K, G = shape.K, shape.group_size
     W, V = schedule.warps, schedule.words
     rounds = schedule.rounds(shape)
@@ -195,11 +211,4 @@ def stock_few_rows(
             epilogue, sums, m, block * (8 * V * PACK), warp, lane, shared, total, bias, out
         )
 
-    @T.inline
-    def kernel(m, x, parameters, bias, out):
-        for block in T.thread_binding(schedule.blocks(shape), thread="blockIdx.x"):
-            for warp in T.thread_binding(W, thread="threadIdx.y"):
-                for lane in T.thread_binding(32, thread="threadIdx.x"):
-                    body(T.Cast("int32", m), x, parameters, bias, out, block, warp, lane)
-
-    return kernel
+    return body

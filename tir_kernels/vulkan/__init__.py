@@ -21,6 +21,7 @@ from tir_kernels.gpu import (
     split_rotary,
 )
 from tir_kernels.vulkan.dense import dense_linear
+from tir_kernels.vulkan.experts import w4a16_experts_decode, w4a16_experts_grouped
 from tir_kernels.vulkan.rows import take_rows
 from tir_kernels.vulkan.w4a16 import w4a16_linear
 
@@ -45,5 +46,7 @@ __all__ = [
     "softmax_with_temperature",
     "split_rotary",
     "take_rows",
+    "w4a16_experts_decode",
+    "w4a16_experts_grouped",
     "w4a16_linear",
 ]

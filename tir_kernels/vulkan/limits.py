@@ -58,10 +58,11 @@ def limits_of(target: Target) -> Limits:
 def rows_in_binding(target: Target, rows: int, *row_bytes: int, multiple: int = 32) -> int:
     """How many rows of tensors go into one launch, when a row of each has `row_bytes` bytes.
 
-    All `rows` if every tensor fits into a binding whole; else a multiple of `multiple`, itself one
-    of 32, which puts the tensors' parts at multiples of 256 bytes, as bindings want, where a row's
-    bytes are a multiple of 8. Raises NotImplementedError where tensors must be split and cannot:
-    TVM's own Vulkan hands kernels whole buffers only, and a row may be too long.
+    All `rows` if every tensor fits into a binding whole; else a multiple of `multiple`, which shall
+    put the tensors' parts at multiples of 256 bytes, as bindings want: 32 does, or any multiple of
+    it, where a row's bytes are a multiple of 8, as they must be. Raises NotImplementedError where
+    tensors must be split and cannot: TVM's own Vulkan hands kernels whole buffers only, and a row
+    may be too long.
     """
     limit = limits_of(target).binding_bytes
     widest = max(row_bytes)

@@ -20,6 +20,28 @@ from tir_kernels.vulkan.stages import PITCH, STAGE, STAGES, RowStage, Weights
 
 def many_rows(reader: Reader, weights: Weights, schedule: ManyRows, epilogue: Epilogue) -> Any:
     """A block builder (see `launch`) for any m. reader: of activations."""
+    workgroup = many_rows_workgroup(reader, weights, schedule, epilogue)
+
+    @T.inline
+    def kernel(m, count, first_column, x_view, operands, bias, out):
+        for block in T.thread_binding(
+            T.ceildiv(count * weights.unit, COLUMNS), thread="blockIdx.x"
+        ):
+            for block_row in T.thread_binding(T.ceildiv(m, schedule.rows), thread="blockIdx.y"):
+                for slice_ in T.thread_binding(schedule.slices, thread="threadIdx.y"):
+                    for thread in T.thread_binding(TEAM, thread="threadIdx.x"):
+                        place = T.meta_var((block, block_row, slice_, thread))
+                        workgroup(place, m, count, first_column, x_view, operands, bias, out)
+
+    return kernel
+
+
+def many_rows_workgroup(
+    reader: Reader, weights: Weights, schedule: ManyRows, epilogue: Epilogue
+) -> Any:
+    """One workgroup of them: an inline builder that takes what a block builder takes, and before
+    that its place (block, block_row, slice, thread).
+    """
     rows, tall, wide, slices = schedule.rows, schedule.tall, schedule.wide, schedule.slices
     across, down = schedule.across, schedule.down
     tiles = -(-reader.K // TILE_K)
@@ -87,53 +109,40 @@ def many_rows(reader: Reader, weights: Weights, schedule: ManyRows, epilogue: Ep
     finish = store_silu if epilogue.silu else store
 
     @T.inline
-    def kernel(m, count, first_column, x_view, operands, bias, out):
-        for block in T.thread_binding(
-            T.ceildiv(count * weights.unit, COLUMNS), thread="blockIdx.x"
-        ):
-            for block_row in T.thread_binding(T.ceildiv(m, rows), thread="blockIdx.y"):
-                for slice_ in T.thread_binding(slices, thread="threadIdx.y"):
-                    for thread in T.thread_binding(TEAM, thread="threadIdx.x"):
-                        xs = T.alloc_buffer((slices * rows * PITCH,), "float32x4", scope="shared")
-                        ws = T.alloc_buffer(
-                            (slices * COLUMNS * PITCH,), "float32x4", scope="shared"
-                        )
-                        x = T.alloc_buffer((row_stage.reads * 4,), reader.register, scope="local")
-                        w = T.alloc_buffer((weights.registers,), weights.dtype, scope="local")
-                        scales = T.alloc_buffer((weights.scales,), "float32", scope="local")
-                        total = T.alloc_buffer((tall * wide,), "float32", scope="local")
-                        first_row = T.meta_var(block_row * rows)
-                        for o in T.unroll(tall * wide):
-                            total[o] = T.float32(0)
-                        load_rows(x_view, m, first_row, slice_ * TILE_K, thread, x)
-                        weights.load(
-                            operands, count, block, T.min(slice_, tiles - 1), 0, thread, w, scales
-                        )
-                        for stage in range(turns * STAGES):
-                            store_rows(thread, x, xs, slice_ * rows * PITCH)
-                            weights.store(
-                                thread, stage % STAGES, w, scales, ws, slice_ * COLUMNS * PITCH
-                            )
-                            T.tvm_storage_sync("shared")
-                            tile = T.meta_var((stage + 1) // STAGES * slices + slice_)
-                            following = T.meta_var((stage + 1) % STAGES)
-                            if stage + 1 < turns * STAGES:
-                                k = T.meta_var(tile * TILE_K + following * STAGE)
-                                load_rows(x_view, m, first_row, k, thread, x)
-                                if following % weights.stages == 0:
-                                    weights.load(
-                                        operands, count, block, T.min(tile, tiles - 1),
-                                        following, thread, w, scales,
-                                    )  # fmt: skip
-                            multiply(thread, slice_, xs, ws, total)
-                            T.tvm_storage_sync("shared")
-                        if slices > 1:
-                            add_slices(thread, slice_, ws, total)
-                        if slice_ == 0:
-                            finish(
-                                m, first_row + thread // across,
-                                first_column + block * epilogue.columns(COLUMNS),
-                                thread, total, bias, out,
-                            )  # fmt: skip
+    def workgroup(place, m, count, first_column, x_view, operands, bias, out):
+        block, block_row, slice_, thread = T.meta_var(place)
+        xs = T.alloc_buffer((slices * rows * PITCH,), "float32x4", scope="shared")
+        ws = T.alloc_buffer((slices * COLUMNS * PITCH,), "float32x4", scope="shared")
+        x = T.alloc_buffer((row_stage.reads * 4,), reader.register, scope="local")
+        w = T.alloc_buffer((weights.registers,), weights.dtype, scope="local")
+        scales = T.alloc_buffer((weights.scales,), "float32", scope="local")
+        total = T.alloc_buffer((tall * wide,), "float32", scope="local")
+        first_row = T.meta_var(block_row * rows)
+        for o in T.unroll(tall * wide):
+            total[o] = T.float32(0)
+        load_rows(x_view, m, first_row, slice_ * TILE_K, thread, x)
+        weights.load(operands, count, block, T.min(slice_, tiles - 1), 0, thread, w, scales)
+        for stage in range(turns * STAGES):
+            store_rows(thread, x, xs, slice_ * rows * PITCH)
+            weights.store(thread, stage % STAGES, w, scales, ws, slice_ * COLUMNS * PITCH)
+            T.tvm_storage_sync("shared")
+            tile = T.meta_var((stage + 1) // STAGES * slices + slice_)
+            following = T.meta_var((stage + 1) % STAGES)
+            if stage + 1 < turns * STAGES:
+                k = T.meta_var(tile * TILE_K + following * STAGE)
+                load_rows(x_view, m, first_row, k, thread, x)
+                if following % weights.stages == 0:
+                    weights.load(
+                        operands, count, block, T.min(tile, tiles - 1), following, thread, w, scales
+                    )
+            multiply(thread, slice_, xs, ws, total)
+            T.tvm_storage_sync("shared")
+        if slices > 1:
+            add_slices(thread, slice_, ws, total)
+        if slice_ == 0:
+            finish(
+                m, first_row + thread // across, first_column + block * epilogue.columns(COLUMNS),
+                thread, total, bias, out,
+            )  # fmt: skip
 
-    return kernel
+    return workgroup

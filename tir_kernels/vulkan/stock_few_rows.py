@@ -28,16 +28,38 @@ def stock_few_rows(
     limits: Limits,
 ) -> Any:
     """A block builder (see `launch`) for m <= schedule.rows and the operands of `launch.stock`."""
+    lanes, invocations = schedule.words, schedule.invocations
+    workgroup = stock_few_rows_workgroup(shape, reader, schedule, epilogue, limits)
+
+    @T.inline
+    def kernel(m, count, first_column, x_view, operands, bias, out):
+        for block in T.thread_binding(T.ceildiv(count, lanes), thread="blockIdx.x"):
+            for thread in T.thread_binding(invocations, thread="threadIdx.x"):
+                place = T.meta_var((block, thread))
+                workgroup(place, m, count, first_column, x_view, operands, bias, out)
+
+    return kernel
+
+
+def stock_few_rows_workgroup(
+    shape: LinearShape,
+    reader: Reader,
+    schedule: StockFewRows,
+    epilogue: Epilogue,
+    limits: Limits,
+) -> Any:
+    """One workgroup of them: an inline builder that takes what a block builder takes, and before
+    that its place (block, thread).
+    """
     K, G = shape.K, shape.group_size
     rows, lanes, slices, depth = schedule.rows, schedule.words, schedule.slices, schedule.depth
-    invocations = schedule.invocations
     runs = K // RUN
     width = reader.width
     reads = depth * 4 // width
     fetch, convert = reader.fetch(exact=True), reader.convert()
     sums = Sums(
         rows,
-        invocations,
+        schedule.invocations,
         pairs=PACK // 2,
         members=slices,
         slot=lambda p: p % 4,
@@ -89,22 +111,21 @@ def stock_few_rows(
                     )
 
     @T.inline
-    def kernel(m, count, first_column, x_view, operands, bias, out):
-        for block in T.thread_binding(T.ceildiv(count, lanes), thread="blockIdx.x"):
-            for thread in T.thread_binding(invocations, thread="threadIdx.x"):
-                scale = T.alloc_buffer((PACK,), "float32", scope="local")
-                zero = T.alloc_buffer((PACK,), "float32", scope="local")
-                total = T.alloc_buffer((rows * PACK,), "float32", scope="local")
-                word = T.meta_var(T.min(block * lanes + thread % lanes, count - 1))
-                for o in T.unroll(rows * PACK):
-                    total[o] = T.float32(0)
-                for turn in range(-(-runs // slices)):
-                    run = T.meta_var(turn * slices + thread // lanes)
-                    if run < runs:
-                        load_group(operands, run * RUN // G, word, zero, scale)
-                        for part in range(RUN // (depth * 4)):
-                            k = T.meta_var(run * RUN + part * depth * 4)
-                            multiply(operands, m, k, word, x_view, zero, scale, total)
-                finish(m, first_column + block * lanes * PACK, thread, total, bias, out)
+    def workgroup(place, m, count, first_column, x_view, operands, bias, out):
+        block, thread = T.meta_var(place)
+        scale = T.alloc_buffer((PACK,), "float32", scope="local")
+        zero = T.alloc_buffer((PACK,), "float32", scope="local")
+        total = T.alloc_buffer((rows * PACK,), "float32", scope="local")
+        word = T.meta_var(T.min(block * lanes + thread % lanes, count - 1))
+        for o in T.unroll(rows * PACK):
+            total[o] = T.float32(0)
+        for turn in range(-(-runs // slices)):
+            run = T.meta_var(turn * slices + thread // lanes)
+            if run < runs:
+                load_group(operands, run * RUN // G, word, zero, scale)
+                for part in range(RUN // (depth * 4)):
+                    k = T.meta_var(run * RUN + part * depth * 4)
+                    multiply(operands, m, k, word, x_view, zero, scale, total)
+        finish(m, first_column + block * lanes * PACK, thread, total, bias, out)
 
-    return kernel
+    return workgroup
