@@ -90,7 +90,8 @@ class BuildRequest:
 class BuildResult:
     """What was built. bits_per_parameter counts scales and zeros in; library: file name.
 
-    unverified: why there is no verification, empty where there is one.
+    unverified: why there is no verification, empty where there is one. via: the other project that
+    built it, empty for ourselves.
     """
 
     folder: Path
@@ -106,6 +107,7 @@ class BuildResult:
     template_differences: int
     verification: Verification | None
     unverified: str
+    via: str = ""
 
     def as_json(self) -> dict[str, Any]:
         out = asdict(self)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 FULL_LIMIT = 2_000_000_000  # parameters
 Mode = Literal["full", "sampled", "off"]
 Progress = Callable[[str], None]
+CompilePart = Callable[[ModelConfig, Path, CompileSettings], None]
 
 _TEXT = (
     "Rivers carry water from the hills to the sea. In 1869 there were 63 known elements; "
@@ -118,7 +119,11 @@ def verify_full(folder: Path, checkpoint: Path, device: str = "cpu") -> Verifica
 
 
 def verify_sampled(
-    folder: Path, checkpoint: Path, target: Target, progress: Progress | None = None
+    folder: Path,
+    checkpoint: Path,
+    target: Target,
+    progress: Progress | None = None,
+    compile_part: CompilePart | None = None,
 ) -> Verification:
     """Compare a model made of a few of the layers, and see that the whole library runs.
 
@@ -126,9 +131,9 @@ def verify_sampled(
     shapes: it is compiled with the same kernels and run on the converted weights of these layers,
     against the checkpoint's same layers in PyTorch. The full library then has to load, fit its
     weights, and give finite logits; the wiring of its other layers is not compared.
+    compile_part: (model, library, sizes), what compiled the folder's library; by default ourselves.
     Raises UserError as `verify_full`.
     """
-    from mlcawq.build.compile import compile_model
     from mlcawq.build.targets import target_device
     from mlcawq.checkpoint.streaming import StreamedModel
 
@@ -147,14 +152,10 @@ def verify_sampled(
             min(config.sizes.prefill_chunk_size, _LONGEST),
             min(config.sizes.max_batch_size, 2),
         )
-        compile_model(
-            part,
-            library,
-            target,
-            config.quantization,
-            **asdict(sizes),
-            weight_layout=config.weight_layout,
-        )
+        if compile_part is None:
+            _compile(part, library, target, config, sizes)
+        else:
+            compile_part(part, library, sizes)
         say("comparing them with PyTorch")
         references = _reference(StreamedModel(checkpoint), list(prompts.values()), layers)
         small = sampled_folder(built, part, layers, {device: library})
@@ -166,6 +167,21 @@ def verify_sampled(
     say("running the whole library")
     _run_whole(built, device, prompts)
     return result
+
+
+def _compile(
+    part: ModelConfig, library: Path, target: Target, config: ChatConfig, sizes: CompileSettings
+) -> None:
+    from mlcawq.build.compile import compile_model
+
+    compile_model(
+        part,
+        library,
+        target,
+        config.quantization,
+        **asdict(sizes),
+        weight_layout=config.weight_layout,
+    )
 
 
 def sample_layers(count: int) -> tuple[int, ...]:

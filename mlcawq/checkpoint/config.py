@@ -8,7 +8,6 @@ changes what the model computes and that is not understood is an error, never a 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -308,20 +307,6 @@ def _dtype(read: _Reader) -> str:
             "save the model in one of these types first",
         )
     return name
-
-
-def parse_awq(raw: Mapping[str, Any], where: str = "config.json") -> AwqConfig:
-    """`quantization_config` of an AWQ checkpoint's config.json, whatever its architecture.
-
-    Raises UserError naming everything in it that is missing or not supported.
-    """
-    read = _Reader(dict(raw), where)
-    awq = _quantization(read)
-    if awq is None and not read.problems:
-        read.problem("no quantization_config: the checkpoint is not quantized")
-    raise_all(read.problems)
-    assert awq is not None
-    return awq
 
 
 def _quantization(read: _Reader) -> AwqConfig | None:

@@ -9,6 +9,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlcawq.cli import via_mlc
+from mlcawq.cli.via_mlc import (
+    Arguments,
+    DryRun,
+    MlcPython,
+    NoPlugin,
+    Via,
+    ViaOptions,
+    more_arguments,
+)
+
 if TYPE_CHECKING:
     from mlcawq.build.pipeline import BuildResult, Reporter
 
@@ -104,12 +115,25 @@ def build(
     ] = False,
     trust_pickle: TrustPickle = False,
     revision: Revision = None,
+    via: Via = None,
+    mlc_python: MlcPython = None,
+    no_plugin: NoPlugin = False,
+    dry_run: DryRun = False,
+    gen_config_args: Annotated[str, more_arguments("gen-config")] = "",
+    convert_weight_args: Annotated[str, more_arguments("convert-weight")] = "",
+    compile_args: Annotated[str, more_arguments("compile")] = "",
     json_output: Json = False,
 ) -> None:
     """Build a checkpoint into a model folder that chats: config, weights, library, verified.
 
     The folder appears whole or not at all.
     """
+    options = ViaOptions(via, mlc_python, no_plugin, dry_run)
+    options.check(
+        gen_config_args=gen_config_args,
+        convert_weight_args=convert_weight_args,
+        compile_args=compile_args,
+    )
     from mlcawq.build.pipeline import BuildRequest
     from mlcawq.build.pipeline import build as run
     from mlcawq.checkpoint.source import resolve
@@ -125,9 +149,20 @@ def build(
         verify=verify,
         overwrite=overwrite,
     )
-    folder = resolve(checkpoint, trust_pickle=trust_pickle, revision=revision)
-    with _Progress() as progress:
-        result = run(folder, out, request, progress.reporter())
+    if via is not None:
+        from mlcawq.build.via_mlc.commands import parse_extra
+
+        extra = parse_extra(gen_config_args, convert_weight_args, compile_args)
+        folder = resolve(checkpoint, trust_pickle=trust_pickle, revision=revision)
+        asked = options.request(request, extra)
+        through = via_mlc.build(folder, out, asked, dry_run=dry_run, json_output=json_output)
+        if through is None:
+            return
+        result = through
+    else:
+        folder = resolve(checkpoint, trust_pickle=trust_pickle, revision=revision)
+        with _Progress() as progress:
+            result = run(folder, out, request, progress.reporter())
     if json_output:
         print(json.dumps(result.as_json(), indent=2, ensure_ascii=False))
     else:
@@ -136,6 +171,8 @@ def build(
 
 def gen_config(
     checkpoint: Checkpoint,
+    arguments: Arguments = None,
+    *,
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")],
     quantization: Quantization = None,
     weight_layout: ConfigLayout = None,
@@ -145,9 +182,15 @@ def gen_config(
     max_batch_size: Batch = None,
     trust_pickle: TrustPickle = False,
     revision: Revision = None,
+    via: Via = None,
+    mlc_python: MlcPython = None,
+    no_plugin: NoPlugin = False,
+    dry_run: DryRun = False,
     json_output: Json = False,
 ) -> None:
     """Write mlc-chat-config.json and the tokenizer files: step 1 of a build."""
+    options = ViaOptions(via, mlc_python, no_plugin, dry_run)
+    options.check_step(arguments)
     from mlcawq.build.pipeline import BuildRequest, generate_config
     from mlcawq.checkpoint.source import resolve
 
@@ -159,6 +202,14 @@ def gen_config(
         prefill_chunk_size=prefill_chunk_size,
         max_batch_size=max_batch_size,
     )
+    if via is not None:
+        from mlcawq.build.via_mlc import steps
+
+        extra = via_mlc.step_arguments("gen_config", arguments)
+        folder = resolve(checkpoint, trust_pickle=trust_pickle, revision=revision)
+        step = steps.gen_config(folder, out, options.request(request, extra))
+        via_mlc.run_step(step, dry_run=dry_run, json_output=json_output)
+        return
     folder = resolve(checkpoint, trust_pickle=trust_pickle, revision=revision)
     generated = generate_config(folder, out, request)
     for message in generated.messages:
@@ -171,20 +222,37 @@ def gen_config(
 
 def convert_weight(
     checkpoint: Checkpoint,
+    arguments: Arguments = None,
+    *,
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")],
     quantization: Quantization = None,
     weight_layout: ConvertLayout = None,
     trust_pickle: TrustPickle = False,
     revision: Revision = None,
+    via: Via = None,
+    mlc_python: MlcPython = None,
+    no_plugin: NoPlugin = False,
+    dry_run: DryRun = False,
     json_output: Json = False,
 ) -> None:
     """Convert the weights to tensor-cache.json and params_shard_*.bin: step 2 of a build."""
+    options = ViaOptions(via, mlc_python, no_plugin, dry_run)
+    options.check_step(arguments)
     from dataclasses import asdict
 
     from mlcawq.build.convert_weight import convert_weight as run
     from mlcawq.checkpoint.source import resolve
 
     folder = resolve(checkpoint, trust_pickle=trust_pickle, revision=revision)
+    if via is not None:
+        from mlcawq.build.pipeline import BuildRequest
+        from mlcawq.build.via_mlc import steps
+
+        extra = via_mlc.step_arguments("convert_weight", arguments)
+        request = BuildRequest(quantization=quantization, weight_layout=weight_layout)
+        step = steps.convert_weight(folder, out, options.request(request, extra))
+        via_mlc.run_step(step, dry_run=dry_run, json_output=json_output)
+        return
     with _Progress() as progress:
         conversion = run(
             folder,
@@ -207,6 +275,8 @@ def compile_(
     model: Annotated[
         Path, typer.Argument(help="A folder with mlc-chat-config.json, or that file.")
     ],
+    arguments: Arguments = None,
+    *,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -214,10 +284,24 @@ def compile_(
         ),
     ] = None,
     target: Target = "cpu",
+    via: Via = None,
+    mlc_python: MlcPython = None,
+    no_plugin: NoPlugin = False,
+    dry_run: DryRun = False,
     json_output: Json = False,
 ) -> None:
     """Compile the model library for a target: step 3 of a build."""
-    from mlcawq.build.pipeline import compile_folder
+    options = ViaOptions(via, mlc_python, no_plugin, dry_run)
+    options.check_step(arguments)
+    from mlcawq.build.pipeline import BuildRequest, compile_folder
+
+    if via is not None:
+        from mlcawq.build.via_mlc import steps
+
+        extra = via_mlc.step_arguments("compile", arguments)
+        step = steps.compile_(model, out, options.request(BuildRequest(target=target), extra))
+        via_mlc.run_step(step, dry_run=dry_run, json_output=json_output)
+        return
 
     with _Progress() as progress:
         library = compile_folder(model, out, target, progress.reporter())
@@ -290,6 +374,9 @@ class _Progress:
             self._task = None
 
 
+_CHATTING = ("lib-cpu.so", "lib-cuda.so", "lib-vulkan.so")  # mlc_llm builds for other devices too
+
+
 def _summary(result: BuildResult) -> list[str]:
     sizes = result.sizes
     lines = [
@@ -321,7 +408,11 @@ def _summary(result: BuildResult) -> list[str]:
             f"verified   {layers} against PyTorch: relative error of the logits at most "
             f"{verification.worst:.1e} (limit {verification.limit:g})"
         )
-    return [*lines, f"next       mlcawq chat {result.folder}"]
+    if result.via:
+        lines.insert(1, f"through    {result.via}")
+    if result.library in _CHATTING:
+        lines.append(f"next       mlcawq chat {result.folder}")
+    return lines
 
 
 def _size(count: int) -> str:

@@ -75,11 +75,11 @@ class MlcInterpreter:
         return f"mlc_llm {self.mlc_llm} with {tvm}, Python {dotted(self.python_version)}"
 
 
-def find_mlc(python: Path | str | None = None) -> MlcInterpreter:
+def find_mlc(python: Path | str | None = None, *, plugin: bool = True) -> MlcInterpreter:
     """The interpreter to run mlc_llm in: `python`, the one in MLCAWQ_MLC_PYTHON, or our own.
 
-    Raises UserError when that one is no Python or has no mlc_llm, or when what it has does not
-    fit together so badly that no step can succeed.
+    plugin: whether our plug-in is to run there. Raises UserError when that one is no Python or has
+    no mlc_llm, or when what it has does not fit together so badly that no step can succeed.
     """
     interpreter = examine_mlc(python)
     if interpreter is None:
@@ -92,7 +92,7 @@ def find_mlc(python: Path | str | None = None) -> MlcInterpreter:
     raise_all(
         Problem(skew.what, str(interpreter.python), skew.fix)
         for skew in interpreter.skews
-        if skew.fatal
+        if skew.breaks == "everything" or (skew.breaks == "plugin" and plugin)
     )
     return interpreter
 
@@ -120,6 +120,14 @@ def examine_mlc(python: Path | str | None = None) -> MlcInterpreter | None:
             install_line(path),
         )
     return _interpreter(path, facts)
+
+
+def other_environment() -> dict[str, str]:
+    """Our environment variables for a process of another interpreter.
+
+    An engine of ours asks TVM to leave its compiler out; that holds for our process alone.
+    """
+    return {key: value for key, value in os.environ.items() if key != "TVM_USE_RUNTIME_LIB"}
 
 
 def _from_environment() -> str:
@@ -183,6 +191,7 @@ def _run(python: Path) -> tuple[str, str, str]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
+            env=other_environment(),
             start_new_session=True,
         )
     except OSError as error:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 VARIABLE = "MLCAWQ_MLC_PYTHON"
 OLDEST_PYTHON = (3, 10)  # what the plug-in is written in
@@ -21,12 +21,13 @@ NEEDED = ("torch", "safetensors", "transformers", "numpy")
 class Skew:
     """Two things in that environment that do not fit together.
 
-    fatal: no step can succeed with it; otherwise it is worth a warning.
+    breaks: what cannot succeed with it: everything, only steps that run our plug-in, or nothing,
+        and then it is worth a warning.
     """
 
     what: str
     fix: str
-    fatal: bool
+    breaks: Literal["everything", "plugin", "nothing"]
 
 
 def install_line(python: str | os.PathLike[str] | None = None) -> str:
@@ -59,11 +60,11 @@ def find_skews(python: Path, facts: Mapping[str, Any]) -> list[Skew]:
             Skew(
                 f"what mlc_llm needs to convert weights is not installed: {', '.join(lacking)}",
                 f"{pip} install {' '.join(lacking)}",
-                fatal=True,
+                "everything",
             )
         )
     found += _requirement_skews(pip, facts, versions)
-    return sorted(found, key=lambda skew: not skew.fatal)
+    return sorted(found, key=lambda skew: ("everything", "plugin", "nothing").index(skew.breaks))
 
 
 def _python_skews(facts: Mapping[str, Any]) -> list[Skew]:
@@ -72,9 +73,9 @@ def _python_skews(facts: Mapping[str, Any]) -> list[Skew]:
         return []
     return [
         Skew(
-            f"this is Python {dotted(version)}; {dotted(OLDEST_PYTHON)} is needed",
+            f"this is Python {dotted(version)}; our plug-in needs {dotted(OLDEST_PYTHON)}",
             f"make an environment with a newer Python: {install_line()}",
-            fatal=True,
+            "plugin",
         )
     ]
 
@@ -82,7 +83,9 @@ def _python_skews(facts: Mapping[str, Any]) -> list[Skew]:
 def _tvm_skews(pip: str, facts: Mapping[str, Any], versions: Mapping[str, str]) -> list[Skew]:
     owners = tvm_distributions(versions)
     if not facts.get("has_tvm", True):
-        return [Skew("mlc_llm is here and its TVM is not", _install_tvm(pip, versions), True)]
+        return [
+            Skew("mlc_llm is here and its TVM is not", _install_tvm(pip, versions), "everything")
+        ]
     found = []
     if len(owners) > 1:
         found.append(
@@ -90,7 +93,7 @@ def _tvm_skews(pip: str, facts: Mapping[str, Any], versions: Mapping[str, str]) 
                 f"{' and '.join(owners)} both install the module `tvm`, and one has overwritten "
                 "files of the other",
                 f"{pip} uninstall -y {' '.join(owners)} && {_install_tvm(pip, versions)}",
-                fatal=True,
+                "everything",
             )
         )
     found += _variant_skews(pip, facts, versions)
@@ -104,7 +107,7 @@ def _tvm_skews(pip: str, facts: Mapping[str, Any], versions: Mapping[str, str]) 
                 f"mlc_llm {facts.get('mlc_llm')} is written for a TVM that is {age} than the "
                 f"{facts.get('tvm')} here: it imports tvm.{lost[0]}, which this one does not have",
                 _install_tvm(pip, versions),
-                fatal=True,
+                "everything",
             )
         )
     if "generators" in facts and "llvm" not in facts["generators"]:
@@ -113,7 +116,7 @@ def _tvm_skews(pip: str, facts: Mapping[str, Any], versions: Mapping[str, str]) 
                 f"the TVM {facts.get('tvm')} there was built without LLVM, which every library "
                 "needs for its host code",
                 _install_tvm(pip, versions),
-                fatal=True,
+                "everything",
             )
         )
     ours = "apache-tvm" in owners and len(owners) == 1
@@ -122,7 +125,7 @@ def _tvm_skews(pip: str, facts: Mapping[str, Any], versions: Mapping[str, str]) 
             Skew(
                 f"apache-tvm-ffi {facts['tvm_ffi']} crashes the process in Schedule.tensorize",
                 f"{pip} install apache-tvm-ffi==0.1.14.post1",
-                fatal=False,
+                "nothing",
             )
         )
     if ours and not facts.get("module") and facts.get("tvm") not in (None, TESTED_TVM):
@@ -131,7 +134,7 @@ def _tvm_skews(pip: str, facts: Mapping[str, Any], versions: Mapping[str, str]) 
                 f"mlc_llm without its compiled module is tested on apache-tvm {TESTED_TVM}, and "
                 f"this is {facts['tvm']}",
                 f"{pip} install apache-tvm=={TESTED_TVM} apache-tvm-ffi==0.1.14.post1",
-                fatal=False,
+                "nothing",
             )
         )
     return found
@@ -148,7 +151,7 @@ def _variant_skews(pip: str, facts: Mapping[str, Any], versions: Mapping[str, st
         return []
     named = " and ".join(f"{part}'s is {variant}" for part, variant in sorted(variants.items()))
     fix = f"{pip} install --force-reinstall {_WHEELS.format(variants['mlc-llm'])}"
-    return [Skew(f"the wheels are of different variants: {named}", fix, fatal=True)]
+    return [Skew(f"the wheels are of different variants: {named}", fix, "everything")]
 
 
 def _import_skews(facts: Mapping[str, Any], python: Path) -> list[Skew]:
@@ -158,16 +161,22 @@ def _import_skews(facts: Mapping[str, Any], python: Path) -> list[Skew]:
     pip, versions = f"{python} -m pip", facts.get("versions", {})
     if absent := re.search(r"No module named '([\w.]+)'", error):
         fix = f"{pip} install {absent[1].partition('.')[0].replace('_', '-')}"
-        return [Skew(f"{stage} fails: {error}", fix, fatal=True)]
+        return [Skew(f"{stage} fails: {error}", fix, "everything")]
     if stage != "import mlc_llm":
         what = f"{stage or 'the look at it'} fails: {error}"
-        return [Skew(what, _install_tvm(pip, versions), fatal=True)]
+        return [Skew(what, _install_tvm(pip, versions), "everything")]
     what = (
         f"the compiled module of mlc_llm ({facts['module']}) does not fit the TVM "
         f"{facts.get('tvm')} there: {error}"
     )
     # An error is survived by leaving the module out; a crash is not.
-    return [Skew(what, _install_tvm(pip, versions), fatal=error.startswith("killed"))]
+    return [
+        Skew(
+            what,
+            _install_tvm(pip, versions),
+            "everything" if error.startswith("killed") else "nothing",
+        )
+    ]
 
 
 def _requirement_skews(
@@ -194,7 +203,7 @@ def _requirement_skews(
                     f"{owner} {versions.get(owner)} wants {requirement}, and {name} is "
                     f"{versions[name]}",
                     f"{pip} install '{requirement}'",
-                    fatal=False,
+                    "nothing",
                 )
             )
     return found
