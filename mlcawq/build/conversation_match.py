@@ -7,6 +7,7 @@ rendering is the same is taken for its name; otherwise one is derived from the r
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -251,10 +252,12 @@ def read_asked(asked: str) -> Conversation:
         return shipped
     path = Path(asked)
     if not path.is_file():
+        near = difflib.get_close_matches(asked, preset_names(), n=3)
         raise UserError.one(
             f"no conversation template {asked!r}",
             "--conv-template",
-            f"give a JSON file, or one of {', '.join(preset_names())}",
+            (f"did you mean {' or '.join(near)}? Else " if near else "")
+            + f"give a JSON file, or one of {', '.join(preset_names())}",
         )
     content = load_json(path)
     conversation = Conversation.from_dict(content.get("conv_template", content), str(path))

@@ -47,8 +47,8 @@ ConvTemplate = Annotated[
     str | None,
     typer.Option(
         "--conv-template",
-        help="A shipped conversation template, or a JSON file.  [default: found from the model's "
-        "own chat template]",
+        help="A shipped conversation template, by its name or mlc_llm's, or a JSON file.  "
+        "[default: found from the model's own chat template]",
     ),
 ]
 BuildLayout = Annotated[

@@ -184,6 +184,8 @@ def test_a_template_can_be_given_as_a_file(tmp_path: Path) -> None:
     assert choice.conversation.stop_token_ids == (9, 2)
     with pytest.raises(UserError, match="no conversation template 'missing'"):
         choose(None, LLAMA_2_TOKENS, "missing")
+    with pytest.raises(UserError, match=r"did you mean llama-3_1 or "):
+        choose(None, LLAMA_2_TOKENS, "llama-3.1")
 
 
 def test_an_inexpressible_template_is_an_error_that_names_the_way_out() -> None:
