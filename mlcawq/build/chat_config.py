@@ -25,7 +25,7 @@ ATTENTION_SINK_SIZE = 4
 
 # Keys of config.json that say nothing about the computation, or that make mlc_llm refuse the file
 # (it reads quantization_config as its fp8 format).
-_DROPPED = (
+DROPPED_KEYS = (
     "_name_or_path",
     "auto_map",
     "quantization_config",
@@ -73,9 +73,23 @@ def quantization_of(name: str, awq: object = None) -> AwqConfig | None:
     )
 
 
+def awq_keys(awq: AwqConfig, weight_layout: str | None) -> dict[str, Any]:
+    """What the file says of AWQ weights beside the name of the quantization."""
+    return {
+        "weight_layout": weight_layout or AUTOAWQ,
+        "awq": {
+            "bits": awq.bits,
+            "group_size": awq.group_size,
+            "zero_point": awq.zero_point,
+            "version": awq.version,
+            "modules_to_not_convert": list(awq.modules_to_not_convert),
+        },
+    }
+
+
 def mlc_model_config(config: ModelConfig, sizes: CompileSettings) -> dict[str, Any]:
     """The "model_config" object: config.json's keys, and MLC's own for this architecture."""
-    out = {key: value for key, value in config.raw.items() if key not in _DROPPED}
+    out = {key: value for key, value in config.raw.items() if key not in DROPPED_KEYS}
     out.update(
         model_type=config.model_type,
         hidden_size=config.hidden_size,
@@ -100,6 +114,8 @@ def mlc_model_config(config: ModelConfig, sizes: CompileSettings) -> dict[str, A
     out["rope_scaling"] = (
         {"rope_type": config.rope.rope_type, **config.rope.params} if scaled else None
     )
+    if config.model_type == "llama":
+        out.update(pipeline_parallel_stages=1, disaggregation=False)
     if config.model_type in ("llama", "mistral"):
         out["position_embedding_base"] = _whole(config.rope.theta)
     if config.model_type == "mistral":
@@ -112,7 +128,7 @@ def mlc_model_config(config: ModelConfig, sizes: CompileSettings) -> dict[str, A
     else:
         out.pop("dtype", None)
     if config.model_type == "qwen3":
-        out["attention_bias"] = config.attention_bias
+        out.update(attention_bias=config.attention_bias, weight_block_size=None)
     return out
 
 
@@ -137,6 +153,21 @@ def planned_layout(folder: Path) -> str | None:
     """The weight layout that a folder's mlc-chat-config.json names, None where it names none."""
     file = folder / CONFIG_NAME
     return load_json(file).get("weight_layout") if file.is_file() else None
+
+
+def agreed_layout(folder: Path, asked: str | None) -> str | None:
+    """The layout to convert to: what is asked for, which a config in `folder` has to name too.
+
+    Raises UserError where it names another one.
+    """
+    planned = planned_layout(folder)
+    if asked is None or planned is None or planned == asked:
+        return asked or planned
+    raise UserError.one(
+        f"weights in the layout {asked} were asked for, but {CONFIG_NAME} there says {planned}",
+        str(folder),
+        f"leave --weight-layout out, or run gen-config with --weight-layout {asked} first",
+    )
 
 
 def read_chat_config(path: Path) -> ChatConfig:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from mlcawq.build.chat_config import CONFIG_NAME, planned_layout
+from mlcawq.build.chat_config import agreed_layout
 from mlcawq.build.loading_order import loading_order
 from mlcawq.build.weight_plan import Parameter, plan_parameters
 from mlcawq.checkpoint.config import ModelConfig, read_config
@@ -70,7 +70,7 @@ def convert_weight(
     checkpoint, out = Path(checkpoint), Path(out)
     check_folder(out)
     config = config or read_config(checkpoint)
-    kind = infer_quantization(config, quantization, _layout(out, weight_layout))
+    kind = infer_quantization(config, quantization, agreed_layout(out, weight_layout))
     reader = TensorReader(checkpoint)
     plan = plan_parameters(config, kind, reader)
     planned = {parameter.name: parameter for parameter in plan}
@@ -105,18 +105,6 @@ def convert_weight(
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return Conversion(kind.name, kind.weight_layout, len(plan), total, metadata["BitsPerParam"])
-
-
-def _layout(out: Path, asked: str | None) -> str | None:
-    """The layout to convert to: what is asked for, which a config in `out` has to name too."""
-    planned = planned_layout(out)
-    if asked is None or planned is None or planned == asked:
-        return asked or planned
-    raise UserError.one(
-        f"weights in the layout {asked} were asked for, but {CONFIG_NAME} there says {planned}",
-        str(out),
-        f"leave --weight-layout out, or run gen-config with --weight-layout {asked} first",
-    )
 
 
 def _arrays(

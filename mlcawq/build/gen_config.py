@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,15 @@ from mlcawq.build.chat_config import (
     ATTENTION_SINK_SIZE,
     CONFIG_NAME,
     CONFIG_VERSION,
+    awq_keys,
     mlc_model_config,
 )
 from mlcawq.build.chat_template import ChatTemplate, RenderRefusedError, find_chat_template
 from mlcawq.build.conversation_match import PROBES, TemplateChoice, choose
+from mlcawq.build.generation_settings import generation_settings
 from mlcawq.build.model_tokens import ModelTokens, load_tokenizer
 from mlcawq.build.tokenizer_files import copy_tokenizer, tokenizer_info
-from mlcawq.checkpoint.config import ModelConfig, load_json, read_config
+from mlcawq.checkpoint.config import ModelConfig, read_config
 from mlcawq.checkpoint.writing import write_json
 from mlcawq.engine.conversation import Conversation
 from mlcawq.engine.tokenizer import ModelTokenizer
@@ -29,20 +30,6 @@ from mlcawq.graph.settings import (
     compile_settings,
     infer_quantization,
 )
-
-# MLC's values where a model gives none.
-_SYSTEM_DEFAULTS: dict[str, Any] = {
-    "temperature": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-    "repetition_penalty": 1.0,
-    "top_p": 1.0,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-# Ours: mlc_llm's file has no place for them, and ignores them.
-_MORE_SAMPLING = ("top_k", "min_p")
 
 
 @dataclass(frozen=True)
@@ -100,42 +87,18 @@ def gen_config(
         "tensor_parallel_shards": 1,
         "pipeline_parallel_stages": 1,
         "active_vocab_size": min(tokens.vocab_size, config.vocab_size),
-        **_generation_settings(checkpoint),
+        **generation_settings(checkpoint),
         "tokenizer_files": files,
         "tokenizer_info": tokenizer_info(out / "tokenizer.json"),
         "conv_template": choice.conversation.to_dict(),
         "model_task": "chat",
+        "embedding_metadata": None,
         "max_batch_size": sizes.max_batch_size,
     }
     if config.quantization is not None:
-        content["weight_layout"] = kind.weight_layout
-        content["awq"] = {
-            "bits": config.quantization.bits,
-            "group_size": config.quantization.group_size,
-            "zero_point": config.quantization.zero_point,
-            "version": config.quantization.version,
-            "modules_to_not_convert": list(config.quantization.modules_to_not_convert),
-        }
+        content |= awq_keys(config.quantization, kind.weight_layout)
     write_json(out / CONFIG_NAME, content)
     return GeneratedConfig(content, choice, tuple(messages))
-
-
-def _generation_settings(checkpoint: Path) -> dict[str, Any]:
-    """Sampling defaults and token ids: generation_config.json's, config.json's, MLC's."""
-    sources: list[Mapping[str, Any]] = [
-        load_json(checkpoint / name)
-        for name in ("generation_config.json", "config.json")
-        if (checkpoint / name).is_file()
-    ]
-    out = {}
-    for key, default in _SYSTEM_DEFAULTS.items():
-        values = (source.get(key) for source in sources)
-        out[key] = next((value for value in values if value is not None), default)
-    out |= {key: sources[0][key] for key in _MORE_SAMPLING if sources[0].get(key) is not None}
-    # MLC has no do_sample: a model published as greedy has temperature 0 there.
-    if next((s["do_sample"] for s in sources if "do_sample" in s), None) is False:
-        out["temperature"] = 0.0
-    return out
 
 
 def _check_vocabulary(config: ModelConfig, out: Path) -> None:

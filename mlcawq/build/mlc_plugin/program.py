@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from mlcawq.errors import UserError
 
@@ -42,18 +43,30 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def run(step: str, arguments: list[str], stock: bool = False) -> None:
-    """Import mlc_llm, prepare it and let it run `step`. Raises UserError, and SystemExit for usage
-    errors that mlc_llm's parser finds.
+    """Import mlc_llm, prepare it and let it run `step`.
+
+    Raises UserError, and SystemExit for usage errors that mlc_llm's parser finds.
     """
     from mlcawq.build.mlc_plugin import compatibility
 
     compatibility.import_mlc_llm()
     compatibility.install()
-    if not stock:
-        from mlcawq.build.mlc_plugin import compiling, loading, quantization
+    if step == "compile":
+        from mlcawq.build.mlc_plugin import compiler_passes
 
-        quantization.register()
-        loading.register()
-        if step == "compile":
-            compiling.install()
-    importlib.import_module(f"mlc_llm.cli.{step}").main(arguments)
+        compiler_passes.install()
+    command = importlib.import_module(f"mlc_llm.cli.{step}")
+    if stock:
+        command.main(arguments)
+        return
+    from mlcawq.build.mlc_plugin import loading, quantization, steps
+
+    quantization.register()
+    loading.register()
+    if step == "compile":
+        from mlcawq.build.mlc_plugin import compiling
+
+        compiling.install()
+    with ExitStack() as until:
+        steps.prepare(step, command, until)
+        command.main(arguments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,12 @@ from mlc_llm.quantization.utils import is_final_fc, is_moe_gate
 from tvm.relax.frontend import nn
 
 from mlcawq.build.mlc_plugin.linear import AwqLinear
+from mlcawq.build.weight_plan import Tiling
+from mlcawq.errors import Problem, raise_all
 from mlcawq.graph.settings import QUANTIZATIONS, quantization_named
+from tir_kernels.layouts import AUTOAWQ, LinearShape
+
+Wanted = Callable[[str], bool]
 
 
 @dataclass
@@ -25,7 +30,7 @@ class AwqQuantization(AWQQuantize):
     modules_to_not_convert: parts of Hugging Face names whose linears stay in model_dtype.
     """
 
-    weight_layout: str = "autoawq"
+    weight_layout: str = AUTOAWQ
     zero_point: bool = True
     modules_to_not_convert: tuple[str, ...] = ()
 
@@ -34,27 +39,73 @@ class AwqQuantization(AWQQuantize):
         model: nn.Module,
         quant_map: QuantizeMapping,
         name_prefix: str,
-        linears: Collection[str] | None = None,
+        wanted: Wanted | None = None,
     ) -> nn.Module:
-        """Replace linears of `model` by quantized ones.
+        """Replace linears of `model` by quantized ones; returns the model.
 
-        linears: names of those to replace; None for mlc_llm's own rule, all but the head and the
-        gates of experts.
+        wanted: which of the linears that could be replaced, by name; None for all. The head and
+        the gates of experts never are.
+        Raises UserError naming every linear whose sizes the format cannot hold.
         """
-        config = self
+        return quantize_linears(model, self, wanted, name_prefix)[0]
 
-        class _Mutator(nn.Mutator):
-            def visit_module(self, name: str, node: nn.Module) -> Any:
-                if not isinstance(node, nn.Linear):
-                    return self.visit(name, node)
-                if linears is None:
-                    wanted = not is_final_fc(name) and not is_moe_gate(name, node)
-                else:
-                    wanted = name in linears
-                return AwqLinear.from_linear(node, config) if wanted else node
+    def tiling(
+        self, linear: str, part: str, shape: LinearShape, model_config: Any
+    ) -> Tiling | None:
+        """How array `part` of a linear gets from the stock layout into `weight_layout`."""
+        if self.weight_layout == AUTOAWQ:
+            return None
+        stock, _ = shape.parameters(AUTOAWQ)[part]
+        return Tiling(part, stock, interleaved(linear, model_config))
 
-        model.to(dtype=self.model_dtype)
-        return _Mutator().visit(name_prefix, model)
+
+def interleaved(linear: str, model_config: Any) -> bool:
+    """Whether the tiled layout interleaves gate and up of a linear: where silu(gate) * up follows.
+
+    Every model of mlc_llm whose gate and up are one linear calls it so, and names another
+    activation than silu in its config.
+    """
+    config = getattr(model_config, "text_config", None) or model_config
+    activation = getattr(config, "hidden_act", None) or getattr(config, "hidden_activation", None)
+    return linear.endswith(".gate_up_proj") and activation in (None, "silu", "swish")
+
+
+def quantize_linears(
+    model: nn.Module,
+    config: AwqQuantization,
+    wanted: Wanted | None = None,
+    prefix: str = "",
+) -> tuple[nn.Module, dict[str, LinearShape]]:
+    """As `AwqQuantization.quantize_model`; also returns what was quantized, by name."""
+    mutator = _Quantizer(config, wanted)
+    model.to(dtype=config.model_dtype)
+    model = mutator.visit(prefix, model)
+    raise_all(mutator.problems)
+    return model, mutator.quantized
+
+
+class _Quantizer(nn.Mutator):
+    def __init__(self, config: AwqQuantization, wanted: Wanted | None) -> None:
+        super().__init__()
+        self.config = config
+        self.wanted = wanted
+        self.quantized: dict[str, LinearShape] = {}
+        self.problems: list[Problem] = []
+
+    def visit_module(self, name: str, node: nn.Module) -> Any:
+        if not isinstance(node, nn.Linear):
+            return self.visit(name, node)
+        if is_final_fc(name) or is_moe_gate(name, node):
+            return node
+        if self.wanted is not None and not self.wanted(name):
+            return node
+        try:
+            shape = LinearShape(node.in_features, node.out_features, self.config.group_size)
+        except ValueError as error:
+            self.problems.append(Problem(str(error), name))
+            return node
+        self.quantized[name] = shape
+        return AwqLinear.from_linear(node, self.config)
 
 
 def register() -> None:
