@@ -1,8 +1,8 @@
 """mlc_llm's compiler passes on a TVM whose functions have no `buffer_map`.
 
 From 0.26 on, buffers are a function's parameters themselves, and scalars stand among a call's
-arguments before what it returns. mlc_llm of July 2026 was written for the form before. What it reads
-is given the old name; what it writes is replaced by code for the new form.
+arguments before what it returns. mlc_llm of July 2026 was written for the form before. What it
+reads is given the old name; what it writes is replaced by code for the new form.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def install() -> None:
 
 
 @T.prim_func(s_tir=True)
-def _fill(value: T.int64, result_handle: T.handle):
+def _fill(value: T.int64, result_handle: T.handle) -> None:
     """result [n, 1] int32, every element `value`."""
     n = T.int64()
     result = T.match_buffer(result_handle, (n, 1), "int32")
@@ -97,7 +97,7 @@ class _Lifting(PyExprMutator):
 
 
 def lift_buffers(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, list[Any]]:
-    """`function` with the global buffers of its root block as last parameters, and those buffers."""
+    """`function` with its root block's global buffers as last parameters, and those buffers."""
     if not isinstance(function.body, tirx.SBlockRealize):
         return function, []
     root = function.body.block
