@@ -2,49 +2,59 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from pathlib import Path
-
+from mlcawq.build.via_mlc.interpreter import MlcInterpreter, examine_mlc
+from mlcawq.build.via_mlc.skews import VARIABLE, dotted, install_line
 from mlcawq.doctor.findings import Finding
-from mlcawq.doctor.processes import run_python
+from mlcawq.errors import UserError
+
+__all__ = ["AREA", "BUILDS", "RUNS", "VARIABLE", "findings"]
 
 AREA = "mlc_llm"
-VARIABLE = "MLCAWQ_MLC_PYTHON"
-INSTALL = (
-    "python -m venv mlc && mlc/bin/pip install --pre -U -f https://mlc.ai/wheels "
-    "mlc-llm-nightly-cpu mlc-ai-nightly-cpu (or -cu130 for CUDA 13), then "
-    f"export {VARIABLE}=$PWD/mlc/bin/python"
-)
-
-_PROBE = """
-import importlib.util, json
-if importlib.util.find_spec("mlc_llm") is None:
-    print(json.dumps({"installed": False}))
-else:
-    import mlc_llm, tvm
-    print(json.dumps({"installed": True, "version": str(getattr(mlc_llm, "__version__", "?")),
-                      "tvm": tvm.__version__}))
-"""
+BUILDS = "mlc_llm"
+RUNS = "mlc_llm's engine"
 
 
 def findings() -> list[Finding]:
-    named = os.environ.get(VARIABLE)
-    python = named or sys.executable
-    if named and not os.access(named, os.X_OK):
-        problem = "is not an executable file" if Path(named).exists() else "does not exist"
-        fix = f"point {VARIABLE} at the Python of mlc_llm's environment, or unset it"
-        return [Finding(AREA, "mlc_llm", "broken", f"{VARIABLE}={named} {problem}", fix)]
-    probe, error = run_python(_PROBE, python, timeout=120)
-    if error:
-        value = f"cannot be imported by {python}: {error}"
-        return [Finding(AREA, "mlc_llm", "broken", value, INSTALL)]
-    if not probe["installed"]:
-        status, value = (
-            ("broken", f"not installed for {python}")
-            if named
-            else ("info", "not installed (optional; its folders are read and written without it)")
-        )
-        return [Finding(AREA, "mlc_llm", status, value, INSTALL)]  # type: ignore[arg-type]
-    value = f"{probe['version']} with tvm {probe['tvm']} ({python})"
-    return [Finding(AREA, "mlc_llm", "ok", value)]
+    try:
+        found = examine_mlc()
+    except UserError as error:
+        problem = error.problems[0]
+        where = f"{problem.where}: " if problem.where else ""
+        return [Finding(AREA, BUILDS, "broken", f"{where}{problem.what}", problem.fix)]
+    if found is None:
+        value = "not installed (optional; its folders are read and written without it)"
+        return [Finding(AREA, BUILDS, "info", value, install_line())]
+    return [_builds(found), _tvm(found), _engine(found), *_skews(found)]
+
+
+def _builds(found: MlcInterpreter) -> Finding:
+    value = f"{found.mlc_llm}, Python {dotted(found.python_version)} ({found.python})"
+    fatal = next((skew for skew in found.skews if skew.breaks == "everything"), None)
+    if fatal is not None:
+        return Finding(AREA, BUILDS, "broken", f"{value}: {fatal.what}", fatal.fix)
+    return Finding(AREA, BUILDS, "ok", value)
+
+
+def _tvm(found: MlcInterpreter) -> Finding:
+    tvm = found.tvm_distribution or f"version {found.tvm}"
+    value = f"{tvm}, ffi {found.tvm_ffi}; code for {', '.join(found.generators) or 'nothing'}"
+    return Finding(AREA, "its tvm", "info" if found.tvm else "broken", value)
+
+
+def _engine(found: MlcInterpreter) -> Finding:
+    if found.imports:
+        return Finding(AREA, RUNS, "ok", found.module)
+    value = (
+        f"its compiled module does not load ({found.module})"
+        if found.module
+        else "it has no compiled module: it builds, and cannot chat or serve"
+    )
+    return Finding(AREA, RUNS, "info", value, install_line())
+
+
+def _skews(found: MlcInterpreter) -> list[Finding]:
+    status = {"everything": "broken", "plugin": "warning", "nothing": "warning"}
+    return [
+        Finding(AREA, "version skew", status[skew.breaks], skew.what, skew.fix)  # type: ignore[arg-type]
+        for skew in found.skews
+    ]

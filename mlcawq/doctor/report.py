@@ -52,12 +52,15 @@ def capabilities(findings: Sequence[Finding]) -> list[Capability]:
         _on_gpu(findings),
         needs("build for Vulkan", "tvm", "llvm", "c++ compiler", areas=[packages.AREA]),
         _optional(findings, "chat and evaluate on Vulkan", vulkan.RUNTIME),
-        _optional(findings, "run the same folder with mlc_llm", "mlc_llm"),
+        _optional(findings, "build through mlc_llm", mlc.BUILDS),
+        _optional(findings, "run built folders with mlc_llm", mlc.RUNS, mlc.BUILDS),
     ]
 
 
-def _optional(findings: Sequence[Finding], name: str, package: str) -> Capability:
-    finding = next((f for f in findings if f.name == package), None)
+def _optional(findings: Sequence[Finding], name: str, *wanted: str) -> Capability:
+    """wanted: the finding that decides; or the first of several that is there."""
+    found = {f.name: f for f in findings}
+    finding = next((found[name] for name in wanted if name in found), None)
     if finding is None or finding.status == "ok":
         return Capability(name, finding is not None)
     return Capability(name, False, finding.value, finding.fix)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from cuda_stub import StubMachine, can_be_built
+from fake_mlc import FakeMlc
 from made_up_gpu import GPU
 
 from mlcawq.doctor import compilers, cuda, machine, mlc, packages, vulkan
@@ -177,15 +178,39 @@ def test_mlc_llm_is_asked_of_the_named_interpreter(
     (absent,) = mlc.findings()
     assert absent.status == "broken"
     assert "does not exist" in absent.value
-    answer = json.dumps({"installed": True, "version": "0.20", "tvm": "0.26.dev"})
-    program(only, "python", f"echo '{answer}'")
-    (found,) = mlc.findings()
-    assert found.status == "ok"
-    assert "0.20 with tvm 0.26.dev" in found.value
+    fake = FakeMlc(only / "environment")
+    monkeypatch.setenv(mlc.VARIABLE, str(fake.python))
+    found = {finding.name: finding for finding in mlc.findings()}
+    assert {name: finding.status for name, finding in found.items()} == {
+        mlc.BUILDS: "ok",
+        "its tvm": "info",
+        mlc.RUNS: "ok",
+    }
+    assert f"0.20.0, Python 3.11.7 ({fake.python})" in found[mlc.BUILDS].value
+    assert "apache-tvm 0.26.0, ffi 0.1.14.post1; code for c, cuda, llvm" in found["its tvm"].value
+
+    fake.answers(module="", imports=False, tvm="0.27.0")
+    found = {finding.name: finding for finding in mlc.findings()}
+    assert found[mlc.BUILDS].status == "ok"
+    assert "it builds, and cannot chat" in found[mlc.RUNS].value
+    assert found["version skew"].status == "warning"
+    assert "0.27.0" in found["version skew"].value
+    able = {c.name: c for c in capabilities(list(found.values()))}
+    assert able["build through mlc_llm"].works
+    assert not able["run built folders with mlc_llm"].works
+
+    fake.answers(generators=["c", "cuda"])
+    broken = {finding.name: finding for finding in mlc.findings()}
+    assert broken[mlc.BUILDS].status == "broken"
+    assert "without LLVM" in broken[mlc.BUILDS].value
+    assert "pip install" in broken["version skew"].fix
+
     monkeypatch.setenv(mlc.VARIABLE, sys.executable)
     (lacking,) = mlc.findings()
     assert lacking.status == "broken"
     assert "mlc.ai/wheels" in lacking.fix
+    able = {c.name: c for c in capabilities([lacking])}
+    assert "not installed" in able["run built folders with mlc_llm"].lacks
 
 
 def test_a_probe_that_fails_unforeseen_is_a_finding() -> None:

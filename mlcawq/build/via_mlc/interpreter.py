@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,7 +119,8 @@ def examine_mlc(python: Path | str | None = None) -> MlcInterpreter | None:
         raise UserError.one(
             f"mlc_llm is not installed for {path} (Python {dotted(facts['python'])})",
             where,
-            install_line(path),
+            # mlc.ai's wheels bring a TVM that would overwrite one that is there.
+            install_line(None if facts.get("has_tvm") else path),
         )
     return _interpreter(path, facts)
 
@@ -198,7 +201,7 @@ def _run(python: Path) -> tuple[str, str, str]:
         return "", "", str(error.strerror or error)
     assert process.stdout is not None
     assert process.stderr is not None
-    late = threading.Timer(_SECONDS, process.kill)
+    late = threading.Timer(_SECONDS, _kill, (process,))
     late.start()
     errors: list[bytes] = []
     reader = threading.Thread(target=_drain, args=(process.stderr, errors), daemon=True)
@@ -207,10 +210,10 @@ def _run(python: Path) -> tuple[str, str, str]:
         output = process.stdout.read(_MOST_BYTES)
         flooding = len(output) == _MOST_BYTES
         if flooding:
-            process.kill()
+            _kill(process)
         status = process.wait()
     except BaseException:
-        process.kill()
+        _kill(process)
         process.wait()
         raise
     finally:
@@ -226,6 +229,12 @@ def _run(python: Path) -> tuple[str, str, str]:
     if status < 0:
         return (*text, f"killed by signal {-status}")
     return (*text, _FAILED if status else "")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End the process with all that it started, which would hold its output open."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def _drain(stream: Any, kept: list[bytes]) -> None:

@@ -1,0 +1,200 @@
+"""One step of mlc_llm as a process: its output, its end, and what is left of it."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_mlc import FakeMlc
+
+from mlcawq.build.via_mlc.run import Tail, run_step
+from mlcawq.errors import UserError
+
+
+@pytest.fixture
+def fake(tmp_path: Path) -> FakeMlc:
+    return FakeMlc(tmp_path / "bin")
+
+
+def step(fake: FakeMlc, output: io.BytesIO | None = None) -> bytes:
+    output = output or io.BytesIO()
+    out = fake.folder / "out"
+    out.mkdir(exist_ok=True)
+    argv = [str(fake.python), "convert_weight", "--output", str(out)]
+    run_step(argv, "BY HAND", output)
+    return output.getvalue()
+
+
+def failure(fake: FakeMlc, **plays: object) -> str:
+    fake.plays(**plays)
+    with pytest.raises(UserError) as error:
+        step(fake)
+    return str(error.value)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, be it as a zombie that nobody has asked for yet."""
+    for _ in range(100):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_output_is_passed_on_as_it_comes(fake: FakeMlc) -> None:
+    assert step(fake) == b"convert_weight begins\nconvert_weight is done\n"
+
+    class Watched(io.BytesIO):
+        seen = threading.Event()
+
+        def write(self, block: bytes) -> int:  # type: ignore[override]
+            if b"hanging" in block:
+                self.seen.set()
+            return super().write(block)
+
+    fake.plays(convert_weight="hangs")
+    watched = Watched()
+    interrupted(fake, lambda: watched.seen.wait(20), watched)
+
+
+def interrupted(
+    fake: FakeMlc, ready: Callable[[], object], output: io.BytesIO | None = None
+) -> float:
+    """Interrupt a step when it is `ready`; returns how long it took from then, in seconds."""
+    moment = [0.0]
+
+    def interrupt() -> None:
+        assert ready()
+        moment[0] = time.monotonic()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        step(fake, output)
+    thread.join()
+    assert all(map(gone, fake.pids))
+    return time.monotonic() - moment[0]
+
+
+def pids_are_known(fake: FakeMlc) -> bool:
+    file = fake.folder / "pids.json"
+    for _ in range(400):
+        if file.exists() and file.read_text().endswith("]"):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_an_interrupt_ends_all_that_the_step_started(fake: FakeMlc) -> None:
+    fake.plays(convert_weight="hangs")
+    assert interrupted(fake, lambda: pids_are_known(fake)) < 4
+
+
+def test_a_step_that_ignores_interrupts_is_killed(
+    fake: FakeMlc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlcawq.build.via_mlc.run._GRACE", 0.5)
+    fake.plays(convert_weight="hangs", stubborn=True)
+    interrupted(fake, lambda: pids_are_known(fake))
+
+
+def test_being_terminated_counts_as_an_interrupt(fake: FakeMlc) -> None:
+    fake.plays(convert_weight="hangs")
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminate() -> None:
+        assert pids_are_known(fake)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        step(fake)
+    thread.join()
+    assert all(map(gone, fake.pids))
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_failure_shows_the_tail_and_the_command(fake: FakeMlc) -> None:
+    message = failure(fake, convert_weight="fails")
+    assert "mlc_llm convert_weight failed (exit status 1)" in message
+    assert "  | compiling 99%\n" in message
+    assert "\x1b" not in message
+    assert "compiling 1%" not in message
+    assert "  | ValueError: no such layer" in message
+    assert message.endswith("to repeat it by hand:\n     BY HAND")
+
+
+def test_a_flood_is_cut_in_the_message_only(fake: FakeMlc) -> None:
+    fake.plays(convert_weight="floods")
+    output = io.BytesIO()
+    with pytest.raises(UserError) as error:
+        step(fake, output)
+    assert "exit status 3" in str(error.value)
+    assert "line 19999 " in str(error.value)
+    assert "line 10000 " not in str(error.value)
+    assert len(str(error.value)) < 10_000
+    assert output.getvalue().count(b"\n") == 20_001
+
+
+def test_deaths_and_known_causes_are_named(fake: FakeMlc) -> None:
+    message = failure(fake, convert_weight="dies")
+    assert "killed by SIGKILL, as the system does when memory runs out" in message
+    message = failure(fake, convert_weight="full")
+    assert "the disk is full; nothing was written" in message
+    message = failure(fake, convert_weight="lacks")
+    assert f"{fake.python} -m pip install fast-api" in message
+    # The plug-in's own message stands alone: its user knows what to do.
+    message = failure(fake, convert_weight="complains")
+    assert message == (
+        "mlc_llm convert_weight: config.json: group_size 48 is odd\n  -> quantize again"
+    )
+
+
+def test_a_program_that_cannot_be_started(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be started: No such file"):
+        run_step([str(tmp_path / "python"), "compile"], "BY HAND", io.BytesIO())
+
+
+def test_a_process_that_was_left_behind_does_not_hold_us(
+    fake: FakeMlc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlcawq.build.via_mlc.run._GRACE", 0.5)
+    fake.plays(convert_weight="leaves")
+    start = time.monotonic()
+    step(fake)
+    assert time.monotonic() - start < 10
+
+
+def test_a_reader_that_has_gone_does_not_stop_the_step(fake: FakeMlc) -> None:
+    closed = io.BytesIO()
+    closed.close()
+    argv = [str(fake.python), "compile", "--output", str(fake.folder / "library")]
+    run_step(argv, "", closed)
+    assert (fake.folder / "library").exists()
+
+
+def test_the_tail_is_what_a_terminal_would_show() -> None:
+    tail = Tail()
+    for block in (
+        b"one\n\ntw",
+        b"o\n 10%\r 20%",
+        b"\r 30%\n",
+        b"\x1b[1mbold\x1b[0m\n",
+        b"\xff open",
+    ):
+        tail.feed(block)
+    assert tail.text() == "one\ntwo\n 30%\nbold\n\ufffd open"
+    assert Tail().text() == ""
+    tail.feed(b"z" * 100_000 + b"\n")
+    assert len(tail.text()) < 5000
