@@ -1,11 +1,11 @@
-"""RTN, our AWQ and AutoAWQ on one model, one calibration and one text, judged by one scorer.
+"""RTN, AWQ (ours, by itself and rounded by GPTQ) and AutoAWQ on one model and one text.
 
     scripts/peers/setup_autoawq.sh                     # once: AutoAWQ in an environment of its own
     python scripts/compare_awq.py [MODEL] [--bits 4 3] [--text FILE] [--calib FILE]
 
 For the model as it is, and for the same function with outlier channels (peers/outliers.py), each
 method quantizes with exactly the same calibration tokens; then mean KL divergence from the
-unquantized model, perplexity and agreement on the likeliest token are measured in float32. The
+unquantized model, perplexity and agreement on the likeliest token are measured in float32, by one scorer. The
 4-bit folders that we write are also loaded by AutoAWQ, whose weights must be ours to the bit.
 AutoAWQ is corrected to do on a CPU what it does on a GPU (peers/autoawq_runner.py).
 """
@@ -202,6 +202,7 @@ def compare(
             for method, runner, source in (
                 ("rtn", ours, folder),
                 ("awq", ours, folder),
+                ("awq+gptq", ours, folder),
                 ("AutoAWQ", autoawq, readable),
             ):
                 out = work / f"{variant}, {method}, {width} bits"

@@ -22,7 +22,11 @@ def quantize(
     model: Annotated[str, typer.Argument(help="A Hugging Face checkpoint folder, or a hub name.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write.")],
     recipe: Annotated[
-        str, typer.Option("--recipe", help="awq, rtn (round to nearest), or a YAML file.")
+        str,
+        typer.Option(
+            "--recipe",
+            help="awq, gptq, awq+gptq (both), rtn (round to nearest), or a YAML file.",
+        ),
     ] = "awq",
     bits: Annotated[
         int | None, typer.Option("--bits", help="Bits of a weight.  [default: the recipe's, 4]")

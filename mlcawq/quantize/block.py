@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,11 +13,18 @@ from torch import nn
 from mlcawq.errors import UserError
 from mlcawq.families import Family, ScalingGroup
 from mlcawq.quantize.clipping import search_clipping
+from mlcawq.quantize.compensation import round_compensated
 from mlcawq.quantize.integer import IntegerGrid, QuantizedWeight, full_range, quantize_weight
 from mlcawq.quantize.probes import ModuleProbe, SumProbe, mixes_tokens
 from mlcawq.quantize.recipe import Recipe
 from mlcawq.quantize.scaling import Probe, fuse_scale, search_scale
-from mlcawq.quantize.statistics import BlockStatistics, InputStatistics
+from mlcawq.quantize.statistics import (
+    BlockStatistics,
+    InputStatistics,
+    SecondMoment,
+    diagonal_blocks,
+    token_weights,
+)
 
 Arguments = Callable[[int, int], dict[str, Any]]
 _PROBE_LENGTH = 256  # tokens of each sequence that judges an attention
@@ -115,12 +123,15 @@ class _BlockQuantizer:
         references = {linear: self._product(linear) for linear in self.active}
         nearest = {linear: self._nearest(linear, references[linear]) for linear in self.active}
 
-        if self.recipe.method == "awq" and self.recipe.scale is not None:
+        if self.recipe.searches and self.recipe.scale is not None:
             for group in self.family.groups:
                 self._scale(group)
-        weights = {linear: self._quantize(linear) for linear in self.active}
-        for linear, weight in weights.items():
-            self._install(linear, weight.dequantized())
+        if self.recipe.compensates:
+            weights = self._compensate(targets)
+        else:
+            weights = {linear: self._quantize(linear) for linear in self.active}
+            for linear, weight in weights.items():
+                self._install(linear, weight.dequantized())
         errors = [
             LinearError(linear, nearest[linear], _relative(self._product(linear), reference))
             for linear, reference in references.items()
@@ -264,15 +275,57 @@ class _BlockQuantizer:
         return seen.tokens.view(*states.shape[:2], -1), seen.weights.view(states.shape[:2])
 
     def _quantize(self, linear: str) -> QuantizedWeight:
-        weight = self.linears[linear].weight.detach().T
-        clip = self.recipe.clip
-        if self.recipe.method == "rtn" or clip is None or linear.endswith(clip.exclude):
-            return quantize_weight(weight, *full_range(weight, self.grid), self.grid)
         gram = self._seen_by(linear).gram
         if linear in self.input_scale:
             scale = self.input_scale[linear].view(-1, self.recipe.group_size)
             gram = gram / (scale.unsqueeze(1) * scale.unsqueeze(2))
-        return quantize_weight(weight, *search_clipping(weight, gram, self.grid, clip), self.grid)
+        weight = self.linears[linear].weight.detach().T
+        return quantize_weight(weight, *self._ranges(linear, weight, gram), self.grid)
+
+    def _ranges(
+        self, linear: str, weight: torch.Tensor, gram: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scale and zero point of every group; gram: of the inputs that `weight` [K, N] takes."""
+        clip = self.recipe.clip
+        if not self.recipe.searches or clip is None or linear.endswith(clip.exclude):
+            return full_range(weight, self.grid)
+        return search_clipping(weight, gram, self.grid, clip)
+
+    def _compensate(self, targets: list[torch.Tensor]) -> dict[str, QuantizedWeight]:
+        """Round the linears in the order in which the block computes, and install them."""
+        rounded: dict[str, QuantizedWeight] = {}
+        moments: dict[str, torch.Tensor] = {}
+        groups = [
+            [linear for linear in group.linears if linear in self.active]
+            for group in self.family.groups
+        ]
+        groups = [group for group in groups if group]
+        sequential = self.recipe.compensation.true_sequential
+        if not sequential:
+            moments = {group[0]: self._moment(group[0], targets) for group in groups}
+        for group in groups:
+            moment = self._moment(group[0], targets) if sequential else moments.pop(group[0])
+            gram = diagonal_blocks(moment, self.recipe.group_size)
+            for linear in group:
+                weight = self.linears[linear].weight.detach().T
+                rounded[linear] = round_compensated(
+                    weight,
+                    moment,
+                    *self._ranges(linear, weight, gram),
+                    self.grid,
+                    self.recipe.compensation,
+                )
+            for linear in group:
+                self._install(linear, rounded[linear].dequantized())
+        return {linear: rounded[linear] for linear in self.active}
+
+    def _moment(self, linear: str, targets: list[torch.Tensor]) -> torch.Tensor:
+        """The weighted second moment [K, K] of what the block as it is now gives to `linear`."""
+        weighted = self.recipe.token_weighting == "residual"
+        gather = SecondMoment(self.linears[linear])
+        for states, target in zip(self.hidden, targets, strict=True):
+            gather.take(partial(self._run, states), token_weights(target, weighted))
+        return gather.moment
 
     # Leaving the block as it will be stored
 

@@ -113,6 +113,8 @@ def estimate(
     embedding = max(reader.info(name).nbytes for name in reader.names)
     # Weights of a block, their rounded copies during a search, and the last conversion's copy.
     work = (block + 3 * widest) * _FLOAT + 3 * hidden + batch + sample
+    if recipe.compensates:  # a second moment, and what factorizing it takes
+        work += 4 * max(k for k, _ in shapes.values()) ** 2 * _FLOAT
     memory = _PROCESS + max(work, embedding + logits)
 
     kept = sum(

@@ -50,16 +50,34 @@ class ClipRecipe(_Strict):
     exclude: tuple[str, ...] = ()
 
 
+class CompensationRecipe(_Strict):
+    """Rounding that makes up for its own errors (GPTQ, arXiv 2210.17323).
+
+    act_order: input channels of large activations are rounded first, while much can still be made
+        up for; otherwise in their order. What is stored does not depend on it.
+    damping: how much of the mean of the moments' diagonal is added to it.
+    block_size: channels between two updates of all that follow; a matter of speed only.
+    true_sequential: linears are rounded for the inputs that the rounded ones before them in the
+        block give; otherwise for those of the original block.
+    """
+
+    act_order: bool = True
+    damping: float = Field(default=0.05, gt=0, le=1)
+    block_size: int = Field(default=128, ge=1)
+    true_sequential: bool = True
+
+
 class Recipe(_Strict):
     """How a checkpoint is quantized.
 
     Where choices differ by more than noise, the defaults are those of least mean KL divergence
     from the original, over trained models with and without outlier channels, at 3 and 4 bits.
 
-    method: "awq", or "rtn" (round to nearest: calibration only
-        measures).
+    method: "awq" (scales and clipping, rounded to nearest), "gptq" (compensated rounding),
+        "awq+gptq" (both), or "rtn" (round to nearest: calibration only measures).
     bits, group_size, symmetric: the integers; 4 bits is what AWQ storage holds.
-    scale, clip: the two searches; null leaves one out.
+    scale, clip: AWQ's two searches; null leaves one out.
+    compensation: how "gptq" rounds.
     token_weighting: "residual" weighs a token's error by 1 / mean(h^2) of its hidden state after
         the block, as the next norm does; "none" by 1.
     propagate: what the next block is calibrated on: the outputs of the "quantized" block, or of
@@ -67,15 +85,26 @@ class Recipe(_Strict):
     modules_to_not_convert: linears whose full name contains one of these stay as they are.
     """
 
-    method: Literal["awq", "rtn"] = "awq"
+    method: Literal["awq", "gptq", "awq+gptq", "rtn"] = "awq"
     bits: Literal[2, 3, 4, 8] = 4
     group_size: Literal[32, 64, 128] = 128
     symmetric: bool = False
     scale: ScaleRecipe | None = ScaleRecipe()
     clip: ClipRecipe | None = ClipRecipe()
+    compensation: CompensationRecipe = CompensationRecipe()
     token_weighting: Literal["residual", "none"] = "residual"
     propagate: Literal["quantized", "original"] = "quantized"
     modules_to_not_convert: tuple[str, ...] = ("lm_head",)
+
+    @property
+    def searches(self) -> bool:
+        """Whether scales and clipping are searched."""
+        return "awq" in self.method
+
+    @property
+    def compensates(self) -> bool:
+        """Whether rounding makes up for its errors."""
+        return "gptq" in self.method
 
     def converts(self, linear: str) -> bool:
         """Whether the linear of that full name is quantized."""

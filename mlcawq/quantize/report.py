@@ -85,7 +85,7 @@ def model_card(report: Report, fmt: str) -> str:
     """README.md of the output folder."""
     recipe, measured = report.recipe, report.measured
     kind = "symmetric" if recipe.symmetric else "asymmetric"
-    how = "AWQ" if recipe.method == "awq" else "round to nearest"
+    how = _METHODS[recipe.method]
     rows = "\n".join(
         f"| {linear.name} | {linear.nearest:.2%} | {linear.found:.2%} |"
         for linear in report.mean_errors()
@@ -139,6 +139,12 @@ Calibration: {data["sequences"]} sequences, {data["tokens"]} tokens of {data["so
 """
 
 
+_METHODS = {
+    "awq": "AWQ",
+    "gptq": "GPTQ",
+    "awq+gptq": "AWQ, rounded by GPTQ",
+    "rtn": "round to nearest",
+}
 _STORED = {
     "awq": 'Stored as AutoAWQ\'s "gemm" version; all other tensors are float16.',
     "fake": "Stored dequantized, in float16: for measuring, not for saving space.",

@@ -32,6 +32,14 @@ class InputStatistics:
     weights: torch.Tensor
 
 
+def token_weights(output: torch.Tensor, weighted: bool) -> torch.Tensor:
+    """[B * T]: how much each token of a block's output [B, T, hidden] counts; see below."""
+    size = output.float().square().mean(-1).flatten()
+    if not weighted:
+        return torch.ones_like(size)
+    return size.clamp(min=torch.finfo(torch.float32).tiny).reciprocal()
+
+
 class BlockStatistics:
     """Gathers InputStatistics of several modules of a block while it runs.
 
@@ -77,10 +85,7 @@ class BlockStatistics:
 
     def take(self, output: torch.Tensor) -> None:
         """Account for what the watched modules saw on the way to `output` [B, T, hidden]."""
-        size = output.float().square().mean(-1).flatten()
-        weights = size.clamp(min=torch.finfo(torch.float32).tiny).reciprocal()
-        if not self._weighted:
-            weights = torch.ones_like(weights)
+        weights = token_weights(output, self._weighted)
         count = weights.numel()
         kept = self._kept[(self._kept >= self._seen) & (self._kept < self._seen + count)]
         kept = kept - self._seen
@@ -119,3 +124,40 @@ class BlockStatistics:
             )
             for name in self._sums
         }
+
+
+class SecondMoment:
+    """The sum over tokens of weight(t) x(t) x(t)^T of a linear's inputs, [K, K] in `moment`."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        self._linear = linear
+        self.moment = torch.zeros(linear.in_features, linear.in_features)
+
+    def take(self, run: Callable[[], object], weights: torch.Tensor) -> None:
+        """Account for a run of the block, which ends where the linear begins. weights: [T]."""
+        hook = self._linear.register_forward_pre_hook(_stop)
+        try:
+            run()
+        except _ReachedError as reached:
+            inputs = reached.inputs.detach().float().flatten(0, -2)
+            self.moment.addmm_((inputs * weights.unsqueeze(1)).T, inputs)
+        finally:
+            hook.remove()
+
+
+class _ReachedError(Exception):
+    """Carries a module's inputs out of a block that need not run any further."""
+
+    def __init__(self, inputs: torch.Tensor) -> None:
+        super().__init__()
+        self.inputs = inputs
+
+
+def _stop(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+    raise _ReachedError(arguments[0])
+
+
+def diagonal_blocks(moment: torch.Tensor, size: int) -> torch.Tensor:
+    """[K, K] -> [K/G, G, G]: what each group of channels has with itself."""
+    groups = moment.view(-1, size, moment.shape[0] // size, size).diagonal(dim1=0, dim2=2)
+    return groups.permute(2, 0, 1).contiguous()

@@ -146,6 +146,22 @@ def test_better_than_rounding_to_nearest(tmp_path: Path, calibration: Calibratio
         assert divergence["awq", bits] < 0.6 * divergence["rtn", bits]
 
 
+def test_compensated_rounding_is_closer_to_the_original(
+    tmp_path: Path, calibration: CalibrationData
+) -> None:
+    source = make_tiny_model(tmp_path / "model", outliers=30.0)
+    error = {}
+    for method in ("rtn", "gptq", "awq", "awq+gptq"):
+        out = tmp_path / method
+        report = quantize_checkpoint(source, out, _recipe(method=method), calibration)
+        error[method] = [block.error for block in report.blocks]
+        assert report.recipe.method == method
+        state = load_file(out / "model.safetensors")
+        assert state["model.layers.0.mlp.down_proj.qweight"].dtype == torch.int32
+    assert max(error["gptq"]) < 0.9 * max(error["rtn"])
+    assert max(error["awq+gptq"]) < 0.9 * max(error["awq"])
+
+
 @pytest.mark.parametrize("objective", ["block", "linear"])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_each_way_beats_rounding(

@@ -11,8 +11,10 @@ from mlcawq.quantize.recipe import Recipe, load_recipe, recipe_names
 
 
 def test_shipped_recipes_say_what_the_code_defaults_to() -> None:
-    assert recipe_names() == ["awq", "rtn"]
+    assert recipe_names() == ["awq", "awq+gptq", "gptq", "rtn"]
     assert load_recipe("awq") == Recipe()
+    assert load_recipe("awq+gptq") == Recipe(method="awq+gptq")
+    assert load_recipe("gptq") == Recipe(method="gptq")
     assert load_recipe("rtn").method == "rtn"
 
 
@@ -42,8 +44,8 @@ def test_not_a_recipe(tmp_path: Path, content: str) -> None:
 
 
 def test_unknown_recipe_lists_the_known() -> None:
-    with pytest.raises(UserError, match="awq, rtn"):
-        load_recipe("gptq")
+    with pytest.raises(UserError, match=r"awq, awq\+gptq, gptq, rtn"):
+        load_recipe("magic")
 
 
 def test_a_bad_option_is_named_as_it_was_typed() -> None:

@@ -1,0 +1,72 @@
+"""Rounding that makes up for its own errors: GPTQ (arXiv 2210.17323) on given scales and zeros.
+
+Input channels are rounded one after another, and the error of each is taken out of those that are
+still to come, in the measure in which their inputs go together. Scales and zero points stay what
+they are ("static groups"), so that the result is stored like any other and costs nothing at run
+time, in whatever order the channels are taken.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from mlcawq.quantize.integer import IntegerGrid, QuantizedWeight
+from mlcawq.quantize.recipe import CompensationRecipe
+
+
+def round_compensated(
+    weight: torch.Tensor,
+    moment: torch.Tensor,
+    scale: torch.Tensor,
+    zero: torch.Tensor,
+    grid: IntegerGrid,
+    recipe: CompensationRecipe,
+) -> QuantizedWeight:
+    """Integers of small error |X (W - W')|^2.
+
+    weight: float32 [K, N]. moment: [K, K], sum over tokens of x x^T, of the inputs that the linear
+    will be given. scale and zero: [K/G, 1, N]; with them alone each weight would be rounded to
+    nearest. Channels whose input is always zero are rounded to nearest.
+    """
+    K, N = weight.shape
+    order = torch.arange(K)
+    if recipe.act_order:
+        order = moment.diagonal().argsort(descending=True, stable=True)
+    group = order // grid.group_size
+    factor = inverse_factor(moment[order][:, order], recipe.damping)
+    rest = weight[order]
+    codes = torch.empty(K, N, dtype=torch.uint8)
+    for start in range(0, K, recipe.block_size):
+        block = slice(start, min(start + recipe.block_size, K))
+        local, errors = factor[block, block], torch.empty_like(rest[block])
+        current = rest[block]
+        for i in range(current.shape[0]):
+            s, z = scale[group[start + i], 0], zero[group[start + i], 0]
+            code = torch.empty_like(s)
+            grid.codes_(current[i], s, z, out=code)
+            codes[order[start + i]] = code.to(torch.uint8)
+            errors[i] = (current[i] - (code - z) * s) / local[i, i]
+            current[i + 1 :].addr_(local[i, i + 1 :], errors[i], alpha=-1)
+        rest[block.stop :].addmm_(factor[block, block.stop :].T, errors, alpha=-1)
+    return QuantizedWeight(codes, scale.squeeze(1).to(torch.float16), zero.squeeze(1).byte(), grid)
+
+
+def inverse_factor(moment: torch.Tensor, damping: float) -> torch.Tensor:
+    """The upper triangular R with R^T R = (moment + d I)^-1, float32 [K, K].
+
+    d is `damping` times the mean of the diagonal, more where rounding has left the sum of fewer
+    tokens than channels without a factorization. Channels that are always zero stay by themselves.
+    """
+    moment = moment.clone()
+    diagonal = moment.diagonal()
+    mean = float(diagonal.mean()) or 1.0
+    diagonal[diagonal == 0] = mean
+    while True:
+        diagonal += damping * mean
+        # Of the matrix read backwards, L L^T is R^-1 R^-T read backwards: no inverse is needed.
+        lower, failed = torch.linalg.cholesky_ex(moment.flip(0, 1))
+        if not failed:
+            break
+        damping *= 2
+    identity = torch.eye(len(lower))
+    return torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
