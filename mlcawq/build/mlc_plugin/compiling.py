@@ -15,6 +15,7 @@ from tvm.target import Target
 
 from mlcawq.build.cuda_target import cuda_target_from_json
 from mlcawq.build.link import Tools, find_tools
+from mlcawq.build.mlc_plugin import kv_cache
 from mlcawq.build.mlc_plugin.linear import AwqLinear
 from mlcawq.build.mlc_plugin.lowering import lower_awq_linears
 from mlcawq.build.mlc_plugin.quantization import interleaved
@@ -44,6 +45,7 @@ def install() -> None:
     """Let mlc_llm's compile step run as `compile_with_kernels`; called after it is imported."""
     from mlc_llm.cli import compile as cli
 
+    kv_cache.install()
     run = cli.compile
     cli.compile = lambda **arguments: compile_with_kernels(run, **arguments)
 
