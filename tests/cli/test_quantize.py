@@ -161,7 +161,7 @@ def test_everything_wrong_is_said_before_work(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--bits", "7"), ("--group-size", "100"), ("--recipe", "gptq")]
+    "arguments", [("--bits", "7"), ("--group-size", "100"), ("--recipe", "magic")]
 )
 def test_bad_recipe(tiny_llama: Path, tmp_path: Path, arguments: tuple[str, str]) -> None:
     _refused(_quantize(tiny_llama, "-o", tmp_path / "out", *arguments))
