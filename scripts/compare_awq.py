@@ -4,9 +4,10 @@
     python scripts/compare_awq.py [MODEL] [--bits 4 3] [--text FILE] [--calib FILE]
 
 For the model as it is, and for the same function with outlier channels (peers/outliers.py), each
-method quantizes with exactly the same calibration tokens; then one scorer measures mean KL divergence
-from the unquantized model, perplexity and agreement on the likeliest token, in float32. The 4-bit
-folders that we write are also loaded by AutoAWQ, whose weights must be ours to the bit. AutoAWQ is corrected to do on a CPU what it does on a GPU (peers/autoawq_runner.py).
+method quantizes with exactly the same calibration tokens; then one scorer measures mean KL
+divergence from the unquantized model, perplexity and agreement on the likeliest token, in float32.
+The 4-bit folders that we write are also loaded by AutoAWQ, whose weights must be ours to the bit.
+AutoAWQ is corrected to do on a CPU what it does on a GPU (peers/autoawq_runner.py).
 """
 
 from __future__ import annotations
