@@ -6,7 +6,7 @@ from types import ModuleType
 
 from tir_kernels import cpu, cuda, vulkan
 from tir_kernels._tvm import PrimFunc, Target
-from tir_kernels.layouts import AUTOAWQ, TILED, LinearShape
+from tir_kernels.layouts import AUTOAWQ, TILED, ExpertsShape, LinearShape
 
 _ROOMS = {"llvm": cpu, "cuda": cuda, "webgpu": vulkan, "vulkan": vulkan}
 _ACT_DTYPES = {
@@ -96,7 +96,7 @@ def w4a16_experts_decode(
     if rows < 1 or x_rows not in (1, rows):
         raise ValueError(f"{x_rows} rows of x for {rows} of out: not one, nor as many")
     return kernels_for(target).w4a16_experts_decode(
-        target, experts, shape, x_rows, rows, act_dtype, out_dtype, scale_dtype=scale_dtype
+        target, shape, x_rows, rows, act_dtype, out_dtype, scale_dtype=scale_dtype
     )
 
 
@@ -120,7 +120,7 @@ def w4a16_experts_grouped(
     out_dtype = out_dtype or act_dtype
     shape = _check_experts(target, experts, K, N, group_size, act_dtype, out_dtype, scale_dtype)
     return kernels_for(target).w4a16_experts_grouped(
-        target, experts, shape, act_dtype, out_dtype, scale_dtype=scale_dtype
+        target, shape, act_dtype, out_dtype, scale_dtype=scale_dtype
     )
 
 
@@ -151,13 +151,10 @@ def _check_experts(
     act_dtype: str,
     out_dtype: str,
     scale_dtype: str,
-) -> LinearShape:
-    """The shape of an expert."""
+) -> ExpertsShape:
     _check_dtypes(target, act_dtype, out_dtype)
     _check_scale_dtype(scale_dtype)
-    if experts < 1:
-        raise ValueError(f"{experts} experts")
-    return LinearShape(K, N, group_size)
+    return ExpertsShape(K, N, group_size, experts)
 
 
 def _check_scale_dtype(scale_dtype: str) -> None:

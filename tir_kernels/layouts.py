@@ -132,3 +132,28 @@ class LinearShape:
         return {
             name: (shape, dtype) for name, shape, dtype in zip(names, shapes, dtypes, strict=True)
         }
+
+
+@dataclass(frozen=True)
+class ExpertsShape(LinearShape):
+    """One linear of each of `experts` experts, in the stock layout: every array of a linear once
+    for each of them, one after the other.
+    """
+
+    experts: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.experts < 1:
+            raise ValueError(f"{self.experts} experts are too few")
+
+    def parameters(
+        self, layout: str = AUTOAWQ, scale_dtype: str = "float16"
+    ) -> dict[str, tuple[tuple[int, ...], str]]:
+        """As of a linear, with the experts as the first axis. Raises ValueError for another layout
+        than the stock one.
+        """
+        if layout != AUTOAWQ:
+            raise ValueError(f"experts have the layout {AUTOAWQ} only, not {layout}")
+        of_one = super().parameters(layout, scale_dtype)
+        return {name: ((self.experts, *shape), dtype) for name, (shape, dtype) in of_one.items()}

@@ -98,7 +98,8 @@ def cuda_target(arch: str) -> Target:
 @pytest.mark.parametrize("arch", ARCHS)
 def test_kernels_between_the_linears(arch: str) -> None:
     functions = room(cuda_target(arch))
-    linears = {"dense_linear", "w4a16_linear"}
+    experts = {"w4a16_experts_decode", "w4a16_experts_grouped"}
+    linears = {"dense_linear", "w4a16_linear", *experts}
     assert functions.keys() == set(tir_kernels.cuda.__all__) - linears, "a kernel is not checked"
     module = CompiledModule(functions, arch)
     assert len(module.kernels) >= len(functions)

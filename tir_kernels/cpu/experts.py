@@ -11,15 +11,14 @@ from typing import Any
 from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.cpu.w4a16 import FEW_ROWS, few_rows_linear, many_rows_linear
 from tir_kernels.experts import clipped, part
-from tir_kernels.layouts import LinearShape
+from tir_kernels.layouts import ExpertsShape
 from tir_kernels.memo import memoized
 
 
 @memoized
 def w4a16_experts_decode(
     target: Target,
-    experts: int,
-    shape: LinearShape,
+    shape: ExpertsShape,
     x_rows: int,
     rows: int,
     act_dtype: str,
@@ -28,7 +27,7 @@ def w4a16_experts_decode(
     scale_dtype: str = "float16",
 ) -> PrimFunc:
     """(x [x_rows, K], chosen int32 [1, rows], qweight, qzeros, scales, out [rows, N])."""
-    K, N, words, groups = shape.K, shape.N, shape.words, shape.groups
+    K, N, words, groups, experts = shape.K, shape.N, shape.words, shape.groups, shape.experts
     multiply = few_rows_linear(target, shape, out_dtype)
     of_expert = _of_expert(shape)
 
@@ -54,15 +53,14 @@ def w4a16_experts_decode(
 @memoized
 def w4a16_experts_grouped(
     target: Target,
-    experts: int,
-    shape: LinearShape,
+    shape: ExpertsShape,
     act_dtype: str,
     out_dtype: str,
     *,
     scale_dtype: str = "float16",
 ) -> PrimFunc:
     """(x [m, K], indptr int32 [experts + 1], qweight, qzeros, scales, out [m, N])."""
-    K, N, words, groups = shape.K, shape.N, shape.words, shape.groups
+    K, N, words, groups, experts = shape.K, shape.N, shape.words, shape.groups, shape.experts
     few_rows = few_rows_linear(target, shape, out_dtype)
     many_rows = many_rows_linear(target, shape, out_dtype)
     of_expert = _of_expert(shape)
@@ -94,7 +92,7 @@ def w4a16_experts_grouped(
     return grouped
 
 
-def _of_expert(shape: LinearShape) -> Any:
+def _of_expert(shape: ExpertsShape) -> Any:
     """An inline builder (multiply, m, expert, x, qweight, qzeros, scales, out)."""
     K, N, words, groups = shape.K, shape.N, shape.words, shape.groups
 

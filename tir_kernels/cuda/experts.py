@@ -20,7 +20,7 @@ from tir_kernels.cuda.many_rows_schedule import resident_blocks, rule
 from tir_kernels.cuda.schedule import capability_for
 from tir_kernels.cuda.stock_few_rows import stock_few_rows_block
 from tir_kernels.experts import clipped, find_expert, part, row_number, tile_number, tiles_of
-from tir_kernels.layouts import AUTOAWQ, LinearShape
+from tir_kernels.layouts import AUTOAWQ, ExpertsShape
 from tir_kernels.memo import memoized
 
 ALONE = 8  # rows up to which each has blocks of its own
@@ -30,8 +30,7 @@ FEW, MORE = 8, 32  # rows of a tile, and of an expert on average, up to which th
 @memoized
 def w4a16_experts_decode(
     target: Target,
-    experts: int,
-    shape: LinearShape,
+    shape: ExpertsShape,
     x_rows: int,
     rows: int,
     act_dtype: str,
@@ -43,12 +42,12 @@ def w4a16_experts_decode(
 
     Raises ValueError for what the architecture does not have, and for scales that are not float16.
     """
-    kernels = _kernels(target, experts, shape, act_dtype, out_dtype, scale_dtype)
-    qweight_shape, qzeros_shape, scales_shape = kernels.shapes
+    kernels = _kernels(target, shape, act_dtype, out_dtype, scale_dtype)
+    qweight_shape, qzeros_shape, scales_shape = (s for s, _ in shape.parameters().values())
 
     @T.inline
     def find(r, chosen, found):
-        found[0] = clipped(chosen[0, r], experts)
+        found[0] = clipped(chosen[0, r], shape.experts)
 
     single_rows = kernels.single_rows(find, shared=x_rows == 1)
 
@@ -70,8 +69,7 @@ def w4a16_experts_decode(
 @memoized
 def w4a16_experts_grouped(
     target: Target,
-    experts: int,
-    shape: LinearShape,
+    shape: ExpertsShape,
     act_dtype: str,
     out_dtype: str,
     *,
@@ -81,12 +79,12 @@ def w4a16_experts_grouped(
 
     Raises ValueError for what the architecture does not have, and for scales that are not float16.
     """
-    kernels = _kernels(target, experts, shape, act_dtype, out_dtype, scale_dtype)
-    qweight_shape, qzeros_shape, scales_shape = kernels.shapes
+    kernels = _kernels(target, shape, act_dtype, out_dtype, scale_dtype)
+    qweight_shape, qzeros_shape, scales_shape = (s for s, _ in shape.parameters().values())
     multiply = by_rows(
-        (ALONE, experts * FEW, experts * MORE),
+        (ALONE, shape.experts * FEW, shape.experts * MORE),
         (
-            kernels.single_rows(find_expert(experts, row_number), shared=False),
+            kernels.single_rows(find_expert(shape.experts, row_number), shared=False),
             kernels.few_rows(),
             kernels.many_rows(MORE),
         ),
@@ -113,8 +111,7 @@ def w4a16_experts_grouped(
 
 def _kernels(
     target: Target,
-    experts: int,
-    shape: LinearShape,
+    shape: ExpertsShape,
     act_dtype: str,
     out_dtype: str,
     scale_dtype: str,
@@ -122,7 +119,7 @@ def _kernels(
     capability = capability_for(target, act_dtype)
     if scale_dtype != "float16":
         raise ValueError(f"scales of CUDA kernels are float16, not {scale_dtype}")
-    return _Kernels(capability, experts, shape, act_dtype, Epilogue(shape.N, out_dtype))
+    return _Kernels(capability, shape, act_dtype, Epilogue(shape.N, out_dtype))
 
 
 @dataclass(frozen=True)
@@ -133,16 +130,9 @@ class _Kernels:
     """
 
     capability: int
-    experts: int
-    shape: LinearShape
+    shape: ExpertsShape
     act_dtype: str
     epilogue: Epilogue
-
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Of qweight, qzeros and scales."""
-        one = self.shape.parameters(AUTOAWQ).values()
-        return tuple((self.experts, *shape) for shape, _ in one)
 
     def single_rows(self, find: Any, *, shared: bool) -> Any:
         """Rows one by one. find: an inline builder (row, routing, found). shared: x is one row."""
@@ -173,7 +163,9 @@ class _Kernels:
         @T.inline
         def kernel(m, x, parameters, bias, out):
             for block in T.thread_binding(schedule.blocks(shape), thread="blockIdx.x"):
-                for number in T.thread_binding(tiles_of(m, self.experts, FEW), thread="blockIdx.y"):
+                for number in T.thread_binding(
+                    tiles_of(m, self.shape.experts, FEW), thread="blockIdx.y"
+                ):
                     for warp in T.thread_binding(schedule.warps, thread="threadIdx.y"):
                         for lane in T.thread_binding(32, thread="threadIdx.x"):
                             run((block, warp, lane), number, x, parameters, out)
@@ -182,7 +174,7 @@ class _Kernels:
 
     def many_rows(self, limit: int | None) -> Any:
         """Rows sorted by expert, in tiles of `limit` or, for None, of the best size for many."""
-        shape, experts = self.shape, self.experts
+        shape, experts = self.shape, self.shape.experts
         problem = w4a16_problem(shape, self.act_dtype, self.epilogue, AUTOAWQ)
         # All experts together are as many outputs, so there are blocks enough without splitting K.
         all_experts = replace(problem, N=experts * shape.N)
@@ -232,7 +224,7 @@ class _Kernels:
         `number` if there are any.
         """
         first_number = tile_number(tile)
-        find, run = find_expert(self.experts, first_number), self._run(block)
+        find, run = find_expert(self.shape.experts, first_number), self._run(block)
 
         @T.inline
         def run_tile(place, number, x, parameters, out):

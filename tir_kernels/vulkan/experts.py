@@ -17,7 +17,7 @@ from typing import Any
 from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.experts import clipped, find_expert, part, row_number, tile_number, tiles_of
 from tir_kernels.gpu.blocks import bytes_of
-from tir_kernels.layouts import LinearShape
+from tir_kernels.layouts import ExpertsShape
 from tir_kernels.memo import memoized
 from tir_kernels.vulkan import schedule
 from tir_kernels.vulkan.epilogue import Epilogue
@@ -35,8 +35,7 @@ ALONE = 8  # rows up to which each has workgroups of its own
 @memoized
 def w4a16_experts_decode(
     target: Target,
-    experts: int,
-    shape: LinearShape,
+    shape: ExpertsShape,
     x_rows: int,
     rows: int,
     act_dtype: str,
@@ -48,8 +47,8 @@ def w4a16_experts_decode(
 
     Raises NotImplementedError where an expert is larger than a storage binding.
     """
-    K, N, words, groups = shape.K, shape.N, shape.words, shape.groups
-    kernels = _Kernels(target, experts, shape, act_dtype, out_dtype, scale_dtype)
+    K, N, words, groups, experts = shape.K, shape.N, shape.words, shape.groups, shape.experts
+    kernels = _Kernels(target, shape, act_dtype, out_dtype, scale_dtype)
 
     @T.inline
     def find(r, chosen, found):
@@ -75,8 +74,7 @@ def w4a16_experts_decode(
 @memoized
 def w4a16_experts_grouped(
     target: Target,
-    experts: int,
-    shape: LinearShape,
+    shape: ExpertsShape,
     act_dtype: str,
     out_dtype: str,
     *,
@@ -86,8 +84,8 @@ def w4a16_experts_grouped(
 
     Raises NotImplementedError where an expert is larger than a storage binding.
     """
-    K, N, words, groups = shape.K, shape.N, shape.words, shape.groups
-    kernels = _Kernels(target, experts, shape, act_dtype, out_dtype, scale_dtype)
+    K, N, words, groups, experts = shape.K, shape.N, shape.words, shape.groups, shape.experts
+    kernels = _Kernels(target, shape, act_dtype, out_dtype, scale_dtype)
     limits = limits_of(target)
     find_row = find_expert(experts, row_number)
     _, few, _ = schedule.stock_few_rows(limits)
@@ -126,8 +124,7 @@ class _Kernels:
     """
 
     target: Target
-    experts: int
-    shape: LinearShape
+    shape: ExpertsShape
     act_dtype: str
     out_dtype: str
     scale_dtype: str
@@ -162,7 +159,7 @@ class _Kernels:
         def kernel(m, start, count, x_view, indptr, operands, out):
             for block in T.thread_binding(blocks, thread="blockIdx.x"):
                 for number in T.thread_binding(
-                    tiles_of(m, self.experts, schedule.rows), thread="blockIdx.y"
+                    tiles_of(m, self.shape.experts, schedule.rows), thread="blockIdx.y"
                 ):
                     for thread in T.thread_binding(schedule.invocations, thread="threadIdx.x"):
                         place = T.meta_var((block, thread))
@@ -182,7 +179,7 @@ class _Kernels:
         def kernel(m, start, count, x_view, indptr, operands, out):
             for block in T.thread_binding(blocks, thread="blockIdx.x"):
                 for number in T.thread_binding(
-                    tiles_of(m, self.experts, schedule.rows), thread="blockIdx.y"
+                    tiles_of(m, self.shape.experts, schedule.rows), thread="blockIdx.y"
                 ):
                     for slice_ in T.thread_binding(schedule.slices, thread="threadIdx.y"):
                         for thread in T.thread_binding(TEAM, thread="threadIdx.x"):
@@ -212,7 +209,7 @@ class _Kernels:
         `count` from `start` on.
         """
         first_number = tile_number(tile)
-        find, run = find_expert(self.experts, first_number), self._run(reader, workgroup)
+        find, run = find_expert(self.shape.experts, first_number), self._run(reader, workgroup)
 
         @T.inline
         def run_block(place, number, start, count, x_view, indptr, operands, out):
@@ -257,8 +254,8 @@ class _Kernels:
         K, N, words, groups = self.shape.K, self.shape.N, self.shape.words, self.shape.groups
         sizes = (K * words * 4, groups * words * 4, groups * N * bytes_of(self.scale_dtype))
         whole = 256 // math.gcd(256, *sizes)
-        at_once = rows_in_binding(self.target, self.experts, *sizes, multiple=whole)
-        launches = -(-self.experts // at_once)
+        at_once = rows_in_binding(self.target, self.shape.experts, *sizes, multiple=whole)
+        launches = -(-self.shape.experts // at_once)
         address = T.address_of if launches == 1 else window_address
 
         @T.inline
@@ -281,7 +278,7 @@ class _Kernels:
                     data=address(scales[start, 0, 0]),
                 )
                 kernel(
-                    m, start, T.min(at_once, self.experts - start),
+                    m, start, T.min(at_once, self.shape.experts - start),
                     x_view, routing, (words_view, zeros_view, scales_view), out,
                 )  # fmt: skip
 
