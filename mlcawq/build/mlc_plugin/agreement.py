@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlcawq.build.mlc_plugin.checkpoint_view import CheckpointView
-from mlcawq.build.mlc_plugin.quantization import AwqQuantization
 from mlcawq.checkpoint.config import AwqConfig, load_json, read_quantization
 from mlcawq.errors import UserError
 from mlcawq.graph.settings import awq_names
@@ -26,7 +25,7 @@ def settle(
     given = raw.get("quantization_config")
     method = given.get("quant_method") if isinstance(given, Mapping) else None
     if method != "awq":
-        if isinstance(quantization, AwqQuantization):
+        if quantization.kind == "awq":
             found = "is not quantized" if given is None else f"is quantized with {method!r}"
             raise UserError.one(
                 f"quantization {quantization.name} is for AWQ checkpoints, and this one {found}",
@@ -41,7 +40,7 @@ def settle(
         return quantization
     awq = read_quantization(dict(raw), where)
     assert awq is not None
-    if not isinstance(quantization, AwqQuantization):
+    if quantization.kind != "awq":
         raise UserError.one(
             f"the checkpoint is quantized with AWQ already, {quantization.name} cannot be made "
             "of it",
@@ -51,9 +50,7 @@ def settle(
     return fit(quantization, awq, where, weight_layout)
 
 
-def fit(
-    quantization: AwqQuantization, awq: AwqConfig, where: str, weight_layout: str | None = None
-) -> AwqQuantization:
+def fit(quantization: Any, awq: AwqConfig, where: str, weight_layout: str | None = None) -> Any:
     """As `settle`, from the settings themselves."""
     if awq.group_size != quantization.group_size:
         raise UserError.one(

@@ -90,10 +90,12 @@ def _provide_tokenizer_info() -> None:
 
     if hasattr(_ffi_api, "DetectTokenizerInfo"):
         return
-    from mlcawq.build.tokenizer_files import tokenizer_info
 
     def detect(folder: str) -> str:
-        return json.dumps(tokenizer_info(Path(folder) / "tokenizer.json"))
+        from mlcawq.build.tokenizer_files import tokenizer_info
+
+        file = Path(folder) / "tokenizer.json"
+        return json.dumps(tokenizer_info(file)) if file.is_file() else "{}"
 
     _ffi_api.DetectTokenizerInfo = detect
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 
 import numpy as np
-from mlc_llm.loader import ExternMapping
 
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.errors import Problem, raise_all
@@ -15,22 +14,35 @@ from tir_kernels.layouts import AUTOAWQ, PACK, LinearShape
 
 PARTS = ("qweight", "qzeros", "scales")
 SYMMETRIC_ZEROS = np.uint32(0x88888888)  # eight nibbles of 8: the middle of 0..15
+HEAD = "lm_head.weight"
 _FLOATS = ("F16", "BF16", "F32")
 
 
 @dataclass
-class AwqMapping(ExternMapping):
-    """mlc_llm's mapping, with what is needed to check a checkpoint before it is read.
+class AwqMapping:
+    """As mlc_llm's ExternMapping, with what is needed to check a checkpoint before it is read.
 
+    param_map: the names of the tensors that make each parameter.
+    map_func: the function of these tensors that makes it.
+    unused_params: names of tensors that may be there and are not needed.
     shapes: of every parameter that is not an array of a quantized linear; None for a size that
         the model leaves open.
     linears: the quantized linears, by MLC's name.
     symmetric: whether qzeros may be missing, which are then SYMMETRIC_ZEROS.
     """
 
+    param_map: dict[str, list[str]] = field(default_factory=dict)
+    map_func: dict[str, Callable[..., np.ndarray]] = field(default_factory=dict)
+    unused_params: set[str] = field(default_factory=set)
     shapes: dict[str, tuple[int | None, ...]] = field(default_factory=dict)
     linears: dict[str, LinearShape] = field(default_factory=dict)
     symmetric: bool = False
+
+    def add_mapping(
+        self, parameter: str, tensors: list[str], function: Callable[..., np.ndarray]
+    ) -> None:
+        self.param_map[parameter] = tensors
+        self.map_func[parameter] = function
 
     def without_missing_zeros(self, reader: TensorReader) -> dict[str, list[str]]:
         """param_map, with no sources for the qzeros that a symmetric checkpoint leaves out."""
@@ -47,7 +59,8 @@ class AwqMapping(ExternMapping):
         """The number of elements of the unquantized model."""
         dense = (self.param_map[name] for name in self.shapes)
         elements = sum(prod(reader.info(source).shape) for names in dense for source in names)
-        return elements + sum(shape.K * shape.N for shape in self.linears.values())
+        words = (shape.parameters(AUTOAWQ)["qweight"][0] for shape in self.linears.values())
+        return elements + PACK * sum(map(prod, words))
 
     def check(self, reader: TensorReader) -> None:
         """Raises one UserError naming every tensor that is missing, has another shape or type than
@@ -62,19 +75,19 @@ class AwqMapping(ExternMapping):
         problems += [
             Problem(f"{name} is not part of this architecture as config.json describes it", where)
             for name in reader.names
-            if name not in used and not self._ignored(name)
+            if name not in used and not self._ignored(name, used, reader)
         ]
         for name, names in sources.items():
             if all(source in reader for source in names):
                 problems += self._misfits(name, names, reader)
         raise_all(sorted(problems, key=lambda problem: problem.what))
 
-    def _ignored(self, name: str) -> bool:
-        # Rotary frequencies follow from the config; a tied head may be stored a second time.
-        return (
-            name in self.unused_params
-            or name.endswith("rotary_emb.inv_freq")
-            or (name == "lm_head.weight" and name not in self.param_map)
+    def _ignored(self, name: str, used: set[str], reader: TensorReader) -> bool:
+        # Rotary frequencies follow from the config.
+        if name in self.unused_params or name.endswith("rotary_emb.inv_freq"):
+            return True
+        return name == HEAD and any(
+            "embed" in other and _same(name, other, reader) for other in used if other in reader
         )
 
     def _misfits(
@@ -96,13 +109,22 @@ class AwqMapping(ExternMapping):
                 found = " + ".join(str(list(info.shape)) for info in infos)
                 yield Problem(f"{name} needs shape {sizes}, found {found}", where)
             return
-        stock, _ = self.linears[linear].parameters(AUTOAWQ)[part]
+        (*experts, rows, columns), _ = self.linears[linear].parameters(AUTOAWQ)[part]
         for info in infos:
-            if len(info.shape) != 2 or info.shape[0] != stock[0]:
+            if len(info.shape) != 2 or info.shape[0] != rows:
                 yield Problem(
-                    f"{info.name} has shape {list(info.shape)}, expected {stock[0]} rows", where
+                    f"{info.name} has shape {list(info.shape)}, expected {rows} rows", where
                 )
-        columns = sum(info.shape[-1] for info in infos if info.shape)
-        if columns != stock[1]:
+        wanted = prod(experts) * columns
+        found = sum(info.shape[-1] for info in infos if info.shape)
+        if found != wanted:
             unit = f"words of {PACK} columns" if part != "scales" else "columns"
-            yield Problem(f"{name} needs {stock[1]} {unit}, found {columns}", where)
+            yield Problem(f"{name} needs {wanted} {unit}, found {found}", where)
+
+
+def _same(name: str, other: str, reader: TensorReader) -> bool:
+    """Whether two tensors are one, stored twice, as tied embeddings are by some programs."""
+    a, b = reader.info(name), reader.info(other)
+    return (a.shape, a.dtype) == (b.shape, b.dtype) and (
+        reader.numpy(name).tobytes() == reader.numpy(other).tobytes()
+    )

@@ -18,7 +18,6 @@ from mlcawq.build.mlc_plugin.arguments import OurArguments, parser_class
 from mlcawq.build.mlc_plugin.chat_config import complete
 from mlcawq.build.mlc_plugin.checkpoint_view import CheckpointView, open_view
 from mlcawq.build.mlc_plugin.conversation import choose_conversation
-from mlcawq.build.mlc_plugin.quantization import AwqQuantization
 from mlcawq.checkpoint.config import load_json
 from mlcawq.errors import UserError
 
@@ -113,7 +112,7 @@ class _ConvertWeight(_OnCheckpoint):
         if self.view is not None:
             quantization, out = arguments["quantization"], arguments["output"]
             layout = self.given.weight_layout
-            if isinstance(quantization, AwqQuantization):
+            if quantization.kind == "awq":
                 layout = agreed_layout(out, layout)
                 _keep_float32()
             arguments["quantization"] = self.settled(
@@ -131,7 +130,7 @@ class _Compile:
     def quantization(self, asked: str | None, config: Path) -> Any:
         """What mlc-chat-config.json names, with the settings that it has of the checkpoint."""
         found = self.original(asked, config)
-        if not isinstance(found, AwqQuantization):
+        if found.kind != "awq":
             return found
         raw = load_json(config)
         awq = quantization_of(str(raw.get("quantization") or found.name), raw.get("awq"))

@@ -46,13 +46,17 @@ class TensorLoader:
     def load(self, device: Any, preshard_funcs: None = None) -> Iterator[tuple[str, Any]]:
         """Every parameter by name, on `device`, in the order of `loading_order`.
 
-        Raises UserError for a parameter with values that are not finite in its type.
+        Raises UserError for a parameter with values that are not finite in its type, and for
+        tensors that the model's mapping cannot be applied to.
         """
         sources = self.mapping.without_missing_zeros(self.reader)
         for name in loading_order(sources, self.reader):
             arrays = [self.reader.numpy(source) for source in sources[name]]
             with np.errstate(over="ignore"):  # reported below, by name
-                parameter = self.mapping.map_func[name](*arrays)
+                try:
+                    parameter = self.mapping.map_func[name](*arrays)
+                except ValueError as error:
+                    raise UserError.one(f"cannot be made: {error}", name) from error
             del arrays  # or they would be held while the parameter is written
             if parameter.dtype.kind == "f" and not np.isfinite(parameter).all():
                 raise UserError.one(
