@@ -66,12 +66,15 @@ def model_config(quantization: str, layers: int) -> ModelConfig:
     return parse_config(raw)
 
 
-def random_parameter(entry: dict[str, Any], rng: np.random.Generator) -> np.ndarray:
-    """Values that keep activations finite; which they are does not matter for speed."""
-    shape, dtype, name = entry["shape"], entry["dtype"], entry["name"]
-    if dtype == "int32":
+def random_parameter(entry: dict[str, Any]) -> np.ndarray:
+    """Values that keep activations finite, the same ones for the same name."""
+    dtype, name = entry["dtype"], entry["name"]
+    # mlc_llm leaves the vocabulary's size open, under this name.
+    shape = [LLAMA_1B["vocab_size"] if size == "vocab_size" else size for size in entry["shape"]]
+    rng = np.random.default_rng(list(name.encode()))
+    if dtype in ("int32", "uint32"):
         bits = rng.integers(0, 256, (*shape, 4), dtype=np.uint8)
-        return bits.view(np.int32).reshape(shape)
+        return bits.view(dtype).reshape(shape)
     if name.endswith("norm.weight"):
         return np.ones(shape, dtype)
     spread = 0.02 if name.endswith("scales") else shape[-1] ** -0.5
@@ -88,10 +91,9 @@ class Model:
     def __init__(self, library: Path, capacity: int) -> None:
         self.vm = tvm.relax.VirtualMachine(tvm.runtime.load_module(str(library)), tvm.cpu())
         self.metadata = json.loads(self.vm["_metadata"]())
-        rng = np.random.default_rng(0)
         self.params, self.bytes_read = [], 0
         for entry in self.metadata["params"]:
-            array = random_parameter(entry, rng)
+            array = random_parameter(entry)
             # Every byte is read for every token: the embedding is the head as well.
             self.bytes_read += array.nbytes
             self.params.append(tvm.runtime.tensor(array))
