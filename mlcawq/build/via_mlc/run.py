@@ -51,8 +51,9 @@ def run_step(argv: Sequence[str], by_hand: str, output: IO[bytes] | None = None)
             f"cannot be started: {error.strerror}", argv[0], "check --mlc-python"
         ) from error
     assert process.stdout is not None
-    tail = Tail()
-    copier = threading.Thread(target=_copy, args=(process.stdout, tail, output), daemon=True)
+    tail, muted = Tail(), threading.Event()
+    arguments = (process.stdout, tail, output, muted)
+    copier = threading.Thread(target=_copy, args=arguments, daemon=True)
     copier.start()
     with _terminated_as_interrupted():
         try:
@@ -60,6 +61,7 @@ def run_step(argv: Sequence[str], by_hand: str, output: IO[bytes] | None = None)
             # A process that the step left behind may hold its end of the pipe for ever.
             copier.join(_GRACE)
         except BaseException:
+            muted.set()  # of its traceback nobody learns more than that it was interrupted
             _stop(process)
             raise
         finally:
@@ -93,17 +95,17 @@ def _visible(line: str) -> str:
     return shown[:_TAIL_COLUMNS] + (" …" if len(shown) > _TAIL_COLUMNS else "")
 
 
-def _copy(source: IO[bytes], tail: Tail, output: IO[bytes] | None) -> None:
+def _copy(source: IO[bytes], tail: Tail, output: IO[bytes] | None, muted: threading.Event) -> None:
+    """Read `source` to its end, whatever happens, so that the step never waits."""
     target = output if output is not None else sys.stderr.buffer
-    heard = True
     while block := source.read1(65536):  # type: ignore[attr-defined]
         tail.feed(block)
-        if heard:
+        if not muted.is_set():
             try:
                 target.write(block)
                 target.flush()
-            except (OSError, ValueError):  # the reader of our stderr has gone; the step goes on
-                heard = False
+            except (OSError, ValueError):  # the reader of our stderr has gone
+                muted.set()
     source.close()
 
 
