@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of families that mlc_llm runs and we have no table of, and AWQ of them."""
+"""Tiny random checkpoints of families that mlc_llm runs and we have no table of, and their AWQ."""
 
 from __future__ import annotations
 

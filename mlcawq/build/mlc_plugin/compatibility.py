@@ -92,10 +92,12 @@ def _provide_tokenizer_info() -> None:
         return
 
     def detect(folder: str) -> str:
+        file = Path(folder) / "tokenizer.json"
+        if not file.is_file():
+            return "{}"  # mlc_llm's defaults
         from mlcawq.build.tokenizer_files import tokenizer_info
 
-        file = Path(folder) / "tokenizer.json"
-        return json.dumps(tokenizer_info(file)) if file.is_file() else "{}"
+        return json.dumps(tokenizer_info(file))
 
     _ffi_api.DetectTokenizerInfo = detect
 

@@ -78,7 +78,7 @@ class AwqMapping:
             if name not in used and not self._ignored(name, used, reader)
         ]
         for name, names in sources.items():
-            if all(source in reader for source in names):
+            if names and all(source in reader for source in names):
                 problems += self._misfits(name, names, reader)
         raise_all(sorted(problems, key=lambda problem: problem.what))
 
