@@ -35,6 +35,11 @@ FACTS: list[dict[str, Any]] = [
         "awq_models": ["llama"],
         "quantizations": ["q0f16", "q0f32", "q4f16_1", "q3f16_1", "q4f16_autoawq"],
         "conv_templates": ["chatml", "llama-3", "LM", "olmo"],
+        "options": {
+            "gen_config": ["--model-type", "--attention-sink-size", "--output", "-o"],
+            "convert_weight": ["--model-type", "--device"],
+            "compile": ["--opt", "--overrides", "--debug-dump", "--device"],
+        },
         "names_wanted": ["tirx"],
     },
     {"stage": "import tvm"},
@@ -93,6 +98,10 @@ if play == "floods":
         print("line", i, "x" * 50)
     sys.stdout.write("y" * 10**6)
     sys.exit(3)
+if play == "misunderstands":
+    print("-" * 25 + " Usage " + "-" * 25 + "\\nusage: ...\\n" + "-" * 25 + " Error " + "-" * 25)
+    print("argument --opt: invalid value: 'O9'", file=sys.stderr)
+    sys.exit(2)
 if play == "complains":
     print("error: config.json: group_size 48 is odd\\n  -> quantize again", file=sys.stderr)
     sys.exit(1)

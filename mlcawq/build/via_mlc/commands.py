@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,6 +79,33 @@ def check_extra(step: str, words: Sequence[str], where: str) -> None:
         for word in words
         if (name := word.partition("=")[0]) in own
     )
+
+
+def check_known(extra: Extra, interpreter: MlcInterpreter) -> None:
+    """Raises UserError for options that the installed mlc_llm does not have.
+
+    A step that comes late would otherwise refuse them after the long ones before it.
+    """
+    problems = []
+    for step in STEPS:
+        known = interpreter.options.get(step)
+        for word in extra.of(step) if known else ():
+            name = word.partition("=")[0]
+            # argparse takes an option by any beginning that is its alone.
+            if name.startswith("--") and not any(option.startswith(name) for option in known or ()):
+                near = difflib.get_close_matches(name, sorted(known or ()), 1)
+                problems.append(
+                    Problem(
+                        f"mlc_llm {interpreter.mlc_llm} has no option {name} for {step}",
+                        "arguments for mlc_llm",
+                        f"did you mean {near[0]}?" if near else f"it has {_listed(known or ())}",
+                    )
+                )
+    raise_all(problems)
+
+
+def _listed(options: Iterable[str]) -> str:
+    return ", ".join(sorted(word for word in options if word.startswith("--") and word not in _OWN))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ class MlcInterpreter:
     generators: TVM's code generators ("llvm", "cuda", "vulkan", …).
     models, awq_models, quantizations, conv_templates: the names in mlc_llm's own tables, None
         where its source could not be read. awq_models have both a loader and a quantizer.
+    options: step -> the options of its command line, for the steps whose source could be read.
     packages: version of each package that the steps need, empty for those that lack.
     """
 
@@ -71,6 +72,7 @@ class MlcInterpreter:
     awq_models: frozenset[str] | None = None
     quantizations: frozenset[str] | None = None
     conv_templates: frozenset[str] | None = None
+    options: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         tvm = self.tvm_distribution or f"tvm {self.tvm}"
@@ -271,4 +273,7 @@ def _interpreter(python: Path, facts: Mapping[str, Any]) -> MlcInterpreter:
         awq_models=table("awq_models"),
         quantizations=table("quantizations"),
         conv_templates=table("conv_templates"),
+        options={
+            step: frozenset(words) for step, words in facts.get("options", {}).items() if words
+        },
     )

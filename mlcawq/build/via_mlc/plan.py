@@ -118,6 +118,7 @@ def check(checkpoint: Path, out: Path, request: MlcRequest) -> Plan:
     described = collect(lambda: checkpoints.describe(checkpoint.absolute()))
     if described is None or interpreter is None:
         raise UserError(*problems)
+    collect(lambda: commands.check_known(request.extra, interpreter))
     collect(lambda: checkpoints.check_sources(described))
     collect(
         lambda: checkpoints.check_family(

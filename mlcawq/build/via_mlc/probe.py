@@ -91,6 +91,18 @@ def awq_models(path: str) -> list[str] | None:
     ]
 
 
+def options(path: str) -> list[str] | None:
+    """The options that a step's parser is given; None where its source cannot be read."""
+    try:
+        with open(path, encoding="utf-8") as stream:
+            tree = ast.parse(stream.read())
+    except (OSError, SyntaxError, ValueError):
+        return None
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    added = [call for call in calls if getattr(call.func, "attr", "") == "add_argument"]
+    return [word for call in added for word in texts(call.args) if word.startswith("-")]
+
+
 def names_of_tvm(folder: str) -> list[str]:
     """Which of TVM's modules, renamed from release to release, the package imports."""
     seen: set[str] = set()
@@ -126,6 +138,10 @@ def look_at_mlc_llm(folder: str, versions: dict[str, tuple[str, list[str]]]) -> 
         awq_models=awq_models(models),
         quantizations=keys(os.path.join(folder, "quantization", "quantization.py"), "QUANTIZATION"),
         conv_templates=keys(os.path.join(folder, "interface", "gen_config.py"), "CONV_TEMPLATES"),
+        options={
+            step: options(os.path.join(folder, "cli", step + ".py"))
+            for step in ("gen_config", "convert_weight", "compile")
+        },
         names_wanted=names_of_tvm(folder),
     )
     return module

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import IO
 
-from mlcawq.build.via_mlc.commands import STEPS
+from mlcawq.build.via_mlc.commands import STEPS, VARIABLE
 from mlcawq.build.via_mlc.interpreter import other_environment
 from mlcawq.errors import UserError
 
@@ -26,6 +26,8 @@ _TAIL_LINES = 40
 _TAIL_COLUMNS = 2000  # of one line; a generated source may come as a single one
 _GRACE = 5.0  # seconds to clean up in after an interrupt, and to read on after the end
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+_USAGE = 2
+_PARSER_ERROR = re.compile(r"^-+ Error -+$(.*)", re.MULTILINE | re.DOTALL)  # as mlc_llm's prints
 _PLUGIN_ERROR = re.compile(r"^error: ", re.MULTILINE)
 
 
@@ -148,6 +150,8 @@ def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
 def _failure(argv: Sequence[str], status: int, tail: str, by_hand: str) -> UserError:
     step = f"mlc_llm {next(word for word in argv if word in STEPS)}"
     again = f"to repeat it by hand:\n     {by_hand}"
+    if VARIABLE in by_hand:
+        again += "\n     (the same command with --dry-run shows how that file is made)"
     if os.strerror(errno.ENOSPC) in tail:
         return UserError.one(
             f"{step}: the disk is full; nothing was written",
@@ -158,6 +162,8 @@ def _failure(argv: Sequence[str], status: int, tail: str, by_hand: str) -> UserE
     if status == 1 and told and "Traceback (most recent call last)" not in tail:
         # The plug-in's own message says what, where and what to do already.
         return UserError.one(f"{step}: {tail[told[-1].end() :]}")
+    if status == _USAGE and (refused := _PARSER_ERROR.search(tail)):
+        return UserError.one(f"{step}: {refused[1].strip()}", "", again)
     ending = f"exit status {status}"
     if status < 0:
         name = signal.Signals(-status).name if -status in set(signal.Signals) else str(-status)

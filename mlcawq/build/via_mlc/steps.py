@@ -192,6 +192,8 @@ def compile_(model: Path, library: Path | None, request: MlcRequest) -> Step:
     target = collect(
         lambda: targets.resolve(request.build.target, interpreter, plugin=request.plugin)
     )
+    if interpreter is not None:
+        collect(lambda: commands.check_known(request.extra, interpreter))
     if config is not None and target is not None:
         layout = collect(lambda: load_json(config).get("weight_layout"))
         collect(lambda: check_layout(layout, target.kind or None))
@@ -229,6 +231,7 @@ def _opened(
     described = collect(lambda: checkpoints.describe(checkpoint.absolute()))
     if interpreter is None or described is None:
         raise UserError(*problems)
+    collect(lambda: commands.check_known(request.extra, interpreter))
     collect(
         lambda: checkpoints.check_family(
             described,

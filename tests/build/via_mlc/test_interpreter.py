@@ -243,7 +243,7 @@ def probe(folder: Path) -> dict[str, object]:
 
 def test_the_probe_reads_the_tables_without_importing(tmp_path: Path) -> None:
     package = tmp_path / "mlc_llm"
-    for name in ("model", "quantization", "interface"):
+    for name in ("model", "quantization", "interface", "cli"):
         (package / name).mkdir(parents=True)
     (package / "__init__.py").write_text("raise ImportError('never imported')")
     (package / "libinfo.py").write_text(
@@ -253,6 +253,10 @@ def test_the_probe_reads_the_tables_without_importing(tmp_path: Path) -> None:
     (package / "model" / "one.py").write_text("from tvm import tirx\n")
     (package / "quantization" / "quantization.py").write_text("QUANTIZATION = {'q1': 1, 'q2': 2}")
     (package / "interface" / "gen_config.py").write_text("CONV_TEMPLATES = {'chatml', 'LM'}")
+    (package / "cli" / "compile.py").write_text(
+        "def main(argv):\n    p = P()\n    p.add_argument('model')\n"
+        "    p.add_argument('--output', '-o', help='x')\n"
+    )
     tvm = tmp_path / "tvm"
     tvm.mkdir()
     (tvm / "__init__.py").write_text("__version__ = '0.1'\nraise RuntimeError('too old')")
@@ -265,6 +269,11 @@ def test_the_probe_reads_the_tables_without_importing(tmp_path: Path) -> None:
     assert facts["quantizations"] == ["q1", "q2"]
     assert sorted(facts["conv_templates"]) == ["LM", "chatml"]  # type: ignore[call-overload]
     assert facts["names_wanted"] == ["tirx"]
+    assert facts["options"] == {
+        "gen_config": None,
+        "convert_weight": None,
+        "compile": ["--output", "-o"],
+    }
     # TVM's import failed, and everything before it was told.
     assert facts["stage"] == "import tvm"
     assert facts["status"] == 1

@@ -146,6 +146,18 @@ def test_options_that_do_not_fit_a_plain_checkpoint(
     assert message in refusal(fake, plain, **asked)
 
 
+def test_options_that_mlc_llm_lacks_are_seen_before(fake: FakeMlc, awq: Path) -> None:
+    with pytest.raises(UserError) as error:
+        extra = parse_extra("--attention-sink 4", "", "--opts O3 --verbosely=1 --overrides -1")
+        check(awq, fake.folder / "out", MlcRequest(BuildRequest(), fake.python, True, extra))
+    message = str(error.value)
+    assert "has no option --opts for compile\n  -> did you mean --opt?" in message
+    assert "has no option --verbosely for compile\n  -> it has --debug-dump" in message
+    assert "attention-sink" not in message
+    fake.answers(options={})
+    assert planned(fake, awq, extra="--unheard-of 1").extra.gen_config == ("--unheard-of", "1")
+
+
 def test_quantizations_of_mlc_llm(fake: FakeMlc, plain: Path) -> None:
     plan = planned(fake, plain, quantization="q4f16_1")
     words = plan.steps(Path("/out"), "")["convert_weight"]

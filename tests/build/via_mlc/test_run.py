@@ -154,6 +154,8 @@ def test_deaths_and_known_causes_are_named(fake: FakeMlc) -> None:
     assert "the disk is full; nothing was written" in message
     message = failure(fake, convert_weight="lacks")
     assert f"{fake.python} -m pip install fast-api" in message
+    message = failure(fake, convert_weight="misunderstands")
+    assert message.startswith("mlc_llm convert_weight: argument --opt: invalid value: 'O9'\n  -> ")
     # The plug-in's own message stands alone: its user knows what to do.
     message = failure(fake, convert_weight="complains")
     assert message == (
