@@ -170,6 +170,27 @@ def test_shards_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     read_parameters(tmp_path / "out")
 
 
+def test_shards_are_those_of_tvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """mlc_llm stores parameters with TVM's own function: same order in, same files out."""
+    tvmjs = pytest.importorskip("tvm.contrib.tvmjs")
+    monkeypatch.setattr(module, "SHARD_BYTES", 2**20)
+    plain = make_tiny_model(tmp_path / "plain", hidden=384, intermediate=1408)
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    ours.mkdir()
+    order: list[str] = []
+    convert_weight(plain, ours, progress=lambda name, *_: order.append(name))
+    stored = read_parameters(ours)
+    arrays = {name: stored[name] for name in order}
+    tvmjs.dump_tensor_cache(arrays, str(theirs), "raw", shard_cap_mb=1, show_progress=False)
+    files = sorted(file.name for file in ours.glob("*.bin"))
+    assert len(files) > 5
+    assert files == sorted(file.name for file in theirs.glob("*.bin"))
+    for name in files:
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes()
+    caches = [json.loads((folder / "tensor-cache.json").read_text()) for folder in (ours, theirs)]
+    assert caches[0]["records"] == caches[1]["records"]
+
+
 def test_other_files_stay_and_old_shards_go(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "model")
     out = tmp_path / "out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +46,10 @@ def choose_conversation(checkpoint: Path, out: Path, asked: str | None) -> Chose
         )
     copy_tokenizer(checkpoint, out)
     tokens = ModelTokens.read(out, checkpoint)
-    template = choose(find_chat_template(checkpoint), tokens, asked).conversation
+    choice = choose(find_chat_template(checkpoint), tokens, asked)
+    if asked is None or preset(asked) is not None:  # whoever wrote a file knows what is in it
+        sys.stderr.writelines(f"{line}\n" for line in choice.report())
+    template = choice.conversation
     registered = MlcConversation.from_json_dict(template.to_dict())
     ConvTemplateRegistry.register_conv_template(registered, override=True)
     return Chosen(str(template.name), template)
