@@ -78,8 +78,7 @@ def choose_quantization(
         name = _awq_name(checkpoint.awq, asked)
         if not plugin and name not in (known or {STOCK_AWQ}):
             raise UserError.one(
-                f"mlc_llm has no quantization {name}: AWQ with group size "
-                f"{checkpoint.awq.group_size} is not in it",
+                f"mlc_llm of itself has no quantization {name}, only {STOCK_AWQ} (group size 128)",
                 "--no-plugin",
                 _PLUGIN,
             )

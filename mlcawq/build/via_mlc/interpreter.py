@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -36,6 +37,7 @@ _SECONDS = 180.0  # a cold import of TVM from a network drive takes long
 _FAILED = "it ends with an error"
 _LONGEST_LINE = 300
 _MOST_BYTES = 2**22  # of a program that is no Python and floods its output
+_NVRTC = re.compile(r"(^|-)(nvrtc|cuda-toolkit)(-|$)")
 _PROBE = Path(__file__).with_name("probe.py")
 
 
@@ -49,6 +51,7 @@ class MlcInterpreter:
     module: mlc_llm's compiled library, empty where it lacks; imports: whether mlc_llm can be
         imported with it.
     generators: TVM's code generators ("llvm", "cuda", "vulkan", …).
+    cuda_compiler: nvcc's path, or the package that has NVRTC; empty where neither is there.
     models, awq_models, quantizations, conv_templates: the names in mlc_llm's own tables, None
         where its source could not be read. awq_models have both a loader and a quantizer.
     options: step -> the options of its command line, for the steps whose source could be read.
@@ -65,7 +68,7 @@ class MlcInterpreter:
     tvm_distribution: str
     tvm_ffi: str
     generators: tuple[str, ...]
-    nvcc: str
+    cuda_compiler: str
     packages: Mapping[str, str]
     skews: tuple[Skew, ...] = ()
     models: frozenset[str] | None = None
@@ -266,7 +269,7 @@ def _interpreter(python: Path, facts: Mapping[str, Any]) -> MlcInterpreter:
         tvm_distribution=f"{owners[0]} {versions[owners[0]]}" if owners else "",
         tvm_ffi=facts.get("tvm_ffi", ""),
         generators=tuple(facts.get("generators", ())),
-        nvcc=facts.get("nvcc", ""),
+        cuda_compiler=facts.get("nvcc") or next((n for n in versions if _NVRTC.search(n)), ""),
         packages={name: versions.get(name, "") for name in NEEDED},
         skews=tuple(find_skews(python, facts)),
         models=table("models"),

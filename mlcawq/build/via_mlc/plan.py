@@ -119,6 +119,8 @@ def check(checkpoint: Path, out: Path, request: MlcRequest) -> Plan:
     if described is None or interpreter is None:
         raise UserError(*problems)
     collect(lambda: commands.check_known(request.extra, interpreter))
+    if target is not None:
+        collect(lambda: targets.check_compilers(target, interpreter, plugin=plugin))
     collect(lambda: checkpoints.check_sources(described))
     collect(
         lambda: checkpoints.check_family(

@@ -68,7 +68,8 @@ class Step:
             reporter.message(note)
         reporter.stage(f"mlc_llm {self.name}")
         out = self.out.absolute()
-        stage = scratch_folder(out.parent, f".{out.name}.partial-")
+        beside = out if out.is_dir() else out.parent
+        stage = scratch_folder(beside, f".{out.name}.partial-")
         try:
             conversation = self.template.file() if self.template else nullcontext("")
             with conversation as file, without_litter(self.checkpoint):
@@ -194,6 +195,8 @@ def compile_(model: Path, library: Path | None, request: MlcRequest) -> Step:
     )
     if interpreter is not None:
         collect(lambda: commands.check_known(request.extra, interpreter))
+    if interpreter is not None and target is not None:
+        collect(lambda: targets.check_compilers(target, interpreter, plugin=request.plugin))
     if config is not None and target is not None:
         layout = collect(lambda: load_json(config).get("weight_layout"))
         collect(lambda: check_layout(layout, target.kind or None))

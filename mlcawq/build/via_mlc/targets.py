@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mlcawq.build.chat_config import library_name
+from mlcawq.build.checks import Collector
+from mlcawq.build.link import find_compiler
 from mlcawq.build.targets import resolve_target, target_device
 from mlcawq.build.via_mlc.interpreter import MlcInterpreter
-from mlcawq.errors import UserError
+from mlcawq.errors import Problem, UserError, raise_all
 
 if TYPE_CHECKING:
     from mlcawq.graph._tvm import Target
@@ -31,6 +34,7 @@ _SUFFIXES = {
     "metal:x86-64": ".dylib",
     "android:adreno-so": ".so",
 }
+_NVRTC = "cuda-toolkit[cccl,crt,cudart,nvrtc]>=13,<14"  # as our own extra `cuda` has it
 _OURS = ("cpu", "cuda", "vulkan")
 _JSON_KINDS = ("llvm", "cuda", "vulkan", "webgpu")  # those that our engine has a device for
 
@@ -85,6 +89,32 @@ def resolve(asked: str, interpreter: MlcInterpreter | None, *, plugin: bool) -> 
     generator = "webgpu" if kind == "vulkan" else {"cpu": "llvm"}.get(kind, kind)
     _require_generator(asked, generator, interpreter)
     return MlcTarget(_as_json(target), library_name(target_device(target)), target)
+
+
+def check_compilers(target: MlcTarget, interpreter: MlcInterpreter, *, plugin: bool) -> None:
+    """Raises UserError with the compilers beside TVM that are needed for `target` and lack."""
+    problems: list[Problem] = []
+    collect = Collector(problems)
+    if target.library.endswith(".so"):
+        collect(find_compiler)
+    nvcc = interpreter.cuda_compiler if os.sep in interpreter.cuda_compiler else ""
+    toolkit = any(os.environ.get(name) for name in ("CUDA_HOME", "CUDA_PATH", "NVCC"))
+    if (
+        target.kind == "cuda"
+        and not toolkit
+        and not (interpreter.cuda_compiler if plugin else nvcc)
+    ):
+        fix = f"{interpreter.python} -m pip install '{_NVRTC}', or install NVIDIA's CUDA toolkit"
+        problems.append(
+            Problem(
+                f"{interpreter.python} has no compiler for CUDA (nvcc or NVRTC)"
+                if plugin
+                else "mlc_llm of itself compiles CUDA with nvcc, and there is none",
+                "--target",
+                fix if plugin else "install NVIDIA's CUDA toolkit, or leave --no-plugin out",
+            )
+        )
+    raise_all(problems)
 
 
 def _own_vulkan(asked: str) -> str:

@@ -170,3 +170,29 @@ def test_targets_that_cannot_be(
     with pytest.raises(UserError) as error:
         targets.resolve(asked, interpreter, plugin=plugin)
     assert message in str(error.value)
+
+
+def test_compilers_that_lack_are_seen_before(
+    interpreter: MlcInterpreter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CUDA_HOME", "CUDA_PATH", "NVCC"):
+        monkeypatch.delenv(name, raising=False)
+    cuda = targets.resolve("cuda:sm_80", interpreter, plugin=True)
+
+    def check(compiler: str, *, plugin: bool) -> str:
+        there = dataclasses.replace(interpreter, cuda_compiler=compiler)
+        try:
+            targets.check_compilers(cuda, there, plugin=plugin)
+        except UserError as error:
+            return str(error)
+        return ""
+
+    assert check("/usr/bin/nvcc", plugin=False) == ""
+    assert check("nvidia-cuda-nvrtc", plugin=True) == ""
+    assert "compiles CUDA with nvcc" in check("nvidia-cuda-nvrtc", plugin=False)
+    assert "pip install 'cuda-toolkit[cccl,crt,cudart,nvrtc]" in check("", plugin=True)
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert "no C++ compiler" in check("nvidia-cuda-nvrtc", plugin=True)
+    wasm = targets.resolve("webgpu", interpreter, plugin=True)
+    targets.check_compilers(wasm, interpreter, plugin=True)

@@ -250,7 +250,7 @@ def test_a_group_size_that_mlc_llm_lacks(fake: FakeMlc, plain: Path, tmp_path: P
     fine = make_awq_checkpoint(plain, tmp_path / "g32", 32)[0]
     assert planned(fake, fine).quantization == "q4f16_autoawq_g32"
     assert planned(fake, fine, quantization="q4f32_autoawq_g32").mode == "full"
-    assert "AWQ with group size 32 is not in it" in refusal(fake, fine, plugin=False)
+    assert "only q4f16_autoawq (group size 128)" in refusal(fake, fine, plugin=False)
 
 
 def test_a_template_that_mlc_llm_has_no_name_for(fake: FakeMlc, awq: Path, tmp_path: Path) -> None:
