@@ -10,11 +10,8 @@ from mlc_llm.quantization.awq_quantization import AWQQuantizeLinear
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op
 
+from mlcawq.build.mlc_plugin.lowering import CALL
 from tir_kernels.layouts import AUTOAWQ, LinearShape
-
-# While a model is traced, a linear is one call of this name, which `lowering` makes a call of a
-# kernel: which one depends on what follows. In a step that only wants the parameters it stays.
-CALL = "mlcawq.w4a16_linear"
 
 
 class AwqLinear(AWQQuantizeLinear):

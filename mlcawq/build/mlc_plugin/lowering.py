@@ -16,12 +16,16 @@ import tvm
 from tvm import IRModule, relax
 from tvm.relax.expr_functor import PyExprMutator, mutator
 from tvm.target import Target
+from tvm.tirx import PrimFunc
 
-from mlcawq.build.mlc_plugin.linear import CALL
 from mlcawq.errors import Problem, UserError, raise_all
 from tir_kernels import dispatch
 from tir_kernels.foreign import with_unsigned_words
 from tir_kernels.layouts import AUTOAWQ, TILED, LinearShape
+
+# While a model is traced, a linear is one call of this name: which kernel it becomes depends on
+# what follows it. In a step that only wants the parameters it stays.
+CALL = "mlcawq.w4a16_linear"
 
 
 def lower_awq_linears(
@@ -46,7 +50,12 @@ def lower_awq_linears(
                     problems[linear.name] = _not_swiglu(linear.name)
                 fused[linear.product] = linear
         if linears and not problems:
-            module = _Lowering(module, target, linears, fused).run(name, function)
+            # Before the mutator runs: errors that pass through TVM lose their type.
+            products = {linear.call for linear in fused.values()}
+            kernels = {
+                linear.call: _kernel(target, linear, linear.call in products) for linear in linears
+            }
+            module = _Lowering(module, linears, fused, kernels).run(name, function)
     raise_all(problems.values())
     return module
 
@@ -89,7 +98,21 @@ class Linear:
 
 def find_linears(function: relax.Function, params: list[str]) -> list[Linear]:
     """Every AWQ linear of a function whose last parameter holds the model's, in that order."""
-    bindings = [binding for block in function.body.blocks for binding in block.bindings]
+    values = {binding.var: binding.value for binding in _bindings(function)}
+    found = []
+    for call, product in find_calls(function, CALL).values():
+        qweight = values[call.args[1][1]]
+        found.append(Linear(params[qweight.index].rpartition(".")[0], call, product))
+    return found
+
+
+def find_calls(
+    function: relax.Function, name: str
+) -> dict[relax.Var, tuple[relax.Call, relax.Call | None]]:
+    """Every call of what `AwqLinear` and its like leave, by what it is bound to; beside it
+    silu(gate) * up of its outputs, where that is all that they are used for.
+    """
+    bindings = _bindings(function)
     values = {binding.var: binding.value for binding in bindings}
     uses: Counter[Any] = Counter()
     users: dict[Any, relax.Var] = {}
@@ -103,14 +126,15 @@ def find_linears(function: relax.Function, params: list[str]) -> list[Linear]:
     def only_user(var: Any) -> Any:
         return users.get(var) if uses[var] == 1 else None
 
-    found = []
-    for binding in bindings:
-        if _is_call(binding.value, "relax.call_dps_packed") and _calls(binding.value, CALL):
-            qweight = values[binding.value.args[1][1]]
-            name = params[qweight.index].rpartition(".")[0]
-            product = _silu_product(binding.var, values, only_user)
-            found.append(Linear(name, binding.value, product))
-    return found
+    return {
+        binding.var: (binding.value, _silu_product(binding.var, values, only_user))
+        for binding in bindings
+        if _is_call(binding.value, "relax.call_dps_packed") and _calls(binding.value, name)
+    }
+
+
+def _bindings(function: relax.Function) -> list[Any]:
+    return [binding for block in function.body.blocks for binding in block.bindings]
 
 
 def _silu_product(var: Any, values: dict[Any, Any], only_user: Callable[[Any], Any]) -> Any:
@@ -149,13 +173,17 @@ def _calls(call: relax.Call, name: str) -> bool:
 
 @mutator
 class _Lowering(PyExprMutator):
-    """fused: linears that end in silu(gate) * up, by that product."""
+    """fused: linears that end in silu(gate) * up, by that product. kernels: by a linear's call."""
 
     def __init__(
-        self, module: IRModule, target: Target, linears: list[Linear], fused: dict[Any, Linear]
+        self,
+        module: IRModule,
+        linears: list[Linear],
+        fused: dict[Any, Linear],
+        kernels: dict[relax.Call, Kernel],
     ) -> None:
         super().__init__(module)
-        self.target = target
+        self.kernels = kernels
         self.fused = fused
         within = {linear.call for linear in fused.values()}
         self.plain = {linear.call: linear for linear in linears if linear.call not in within}
@@ -168,11 +196,10 @@ class _Lowering(PyExprMutator):
 
     def visit_call_(self, call: relax.Call) -> Any:
         if call in self.fused:
-            linear = self.fused[call]
-            out = self._kernel(linear, silu=True)
-            return relax.op.reshape(self.builder_.emit(out), call.ty.shape)
+            out = self.builder_.emit(self._lowered(self.fused[call]))
+            return relax.op.reshape(out, call.ty.shape)
         if call in self.plain:
-            return self._kernel(self.plain[call], silu=False)
+            return self._lowered(self.plain[call])
         return self._merged(self.visit_expr_post_order(call))
 
     def _merged(self, call: relax.Call) -> relax.Call:
@@ -183,33 +210,46 @@ class _Lowering(PyExprMutator):
                 return relax.op.reshape(before.args[0], call.args[1])
         return call
 
-    def _kernel(self, linear: Linear, silu: bool) -> relax.Call:
-        shape, operands = linear.shape, linear.operands
-        x, _, _, scales = operands[:4]
+    def _lowered(self, linear: Linear) -> relax.Call:
+        kernel = self.kernels[linear.call]
         out = linear.call.ty_args[0]
-        bias = len(operands) == 5
-        try:
-            kernel = dispatch.w4a16_linear(
-                self.target,
-                shape.K,
-                shape.N,
-                shape.group_size,
-                str(x.ty.dtype),
-                bias,
-                str(out.dtype),
-                layout=linear.layout,
-                silu=silu,
-                scale_dtype=str(scales.ty.dtype),
-            )
-        except (NotImplementedError, ValueError) as error:
-            raise UserError.one(
-                f"there is no kernel for it: {error}",
-                linear.name,
-                f"use --weight-layout {AUTOAWQ} in all three steps, or another quantization",
-            ) from error
-        ending = f"{'_bias' if bias else ''}{'_silu' if silu else ''}"
-        name = f"w4a16_{shape.K}x{shape.N}_g{shape.group_size}{ending}"
-        function = self.builder_.add_func(with_unsigned_words(kernel), name)
-        width = shape.N // 2 if silu else shape.N
-        returned = relax.TensorType((out.shape[0], width), out.dtype)
-        return relax.call_tir(function, [self.visit_expr(a) for a in operands], returned)
+        function = self.builder_.add_func(kernel.function, kernel.name)
+        returned = relax.TensorType((out.shape[0], kernel.width), out.dtype)
+        return relax.call_tir(function, [self.visit_expr(x) for x in linear.operands], returned)
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """width: of what it returns, [m, width]."""
+
+    function: PrimFunc
+    name: str
+    width: int
+
+
+def _kernel(target: Target, linear: Linear, silu: bool) -> Kernel:
+    shape, operands = linear.shape, linear.operands
+    x, _, _, scales = operands[:4]
+    bias = len(operands) == 5
+    try:
+        function = dispatch.w4a16_linear(
+            target,
+            shape.K,
+            shape.N,
+            shape.group_size,
+            str(x.ty.dtype),
+            bias,
+            str(linear.call.ty_args[0].dtype),
+            layout=linear.layout,
+            silu=silu,
+            scale_dtype=str(scales.ty.dtype),
+        )
+    except (NotImplementedError, ValueError) as error:
+        raise UserError.one(
+            f"there is no kernel for it: {error}",
+            linear.name,
+            f"use --weight-layout {AUTOAWQ} in all three steps, or another quantization",
+        ) from error
+    ending = f"{'_bias' if bias else ''}{'_silu' if silu else ''}"
+    name = f"w4a16_{shape.K}x{shape.N}_g{shape.group_size}{ending}"
+    return Kernel(with_unsigned_words(function), name, shape.N // 2 if silu else shape.N)
