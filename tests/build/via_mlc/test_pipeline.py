@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -91,6 +93,20 @@ def test_a_build_that_fails_leaves_nothing(
         # What is shown writes where the user wanted it, not where we did.
         assert str(out) in message
         assert ".partial" not in message
+    assert [path.name for path in tmp_path.iterdir()] == ["mlc"]
+
+
+@pytest.mark.parametrize("step", ["gen_config", "convert_weight", "compile"])
+def test_an_interrupt_leaves_nothing(fake: FakeMlc, awq: Path, tmp_path: Path, step: str) -> None:
+    class Interrupting(io.BytesIO):
+        def write(self, block: bytes) -> int:  # type: ignore[override]
+            if b"hanging" in block:
+                os.kill(os.getpid(), signal.SIGINT)
+            return len(block)
+
+    fake.plays(**{step: "hangs"})
+    with pytest.raises(KeyboardInterrupt):
+        build(awq, tmp_path / "out", request(fake, verify=False), output=Interrupting())
     assert [path.name for path in tmp_path.iterdir()] == ["mlc"]
 
 
