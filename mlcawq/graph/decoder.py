@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlcawq.checkpoint.config import ModelConfig
+from mlcawq.families import find_family
 from mlcawq.graph._tvm import PagedKVCache, Target, nn, op
 from mlcawq.graph.modules import (
     AWQLinear,
@@ -54,9 +55,12 @@ class Attention(nn.Module):
         self.dtype = build.dtype
         q_size = self.q_heads * self.head_dim
         qkv_size = (self.q_heads + 2 * self.kv_heads) * self.head_dim
-        self.qkv_proj = build.linear(
-            f"{name}.qkv_proj", config.hidden_size, qkv_size, config.attention_bias
+        # MLC's name of the fused linear, which differs from family to family.
+        self.qkv = find_family(config).fused_name("self_attn.q_proj").rpartition(".")[2]
+        qkv = build.linear(
+            f"{name}.{self.qkv}", config.hidden_size, qkv_size, config.attention_bias
         )
+        setattr(self, self.qkv, qkv)
         self.o_proj = build.linear(f"{name}.o_proj", q_size, config.hidden_size, config.o_bias)
         self.qk_norm = None
         if config.qk_norm:
@@ -72,7 +76,7 @@ class Attention(nn.Module):
             )
 
     def forward(self, x: nn.Tensor, cache: PagedKVCache, layer: int) -> nn.Tensor:
-        qkv = self.qkv_proj(x)
+        qkv = getattr(self, self.qkv)(x)
         if self.qk_norm is not None:
             out = nn.Tensor.placeholder(qkv.shape, self.dtype)
             weights = [self.q_norm.weight, self.k_norm.weight]

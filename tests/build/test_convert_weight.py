@@ -47,7 +47,7 @@ def test_quantized(tmp_path: Path) -> None:
     assert result.total_bytes == sum(array.nbytes for array in parameters.values())
     assert "lm_head.weight" not in parameters
 
-    prefix = "model.layers.1.self_attn.qkv_proj"
+    prefix = "model.layers.1.self_attn.c_attn"
     weight = dequantize(*(parameters[f"{prefix}.{k}"] for k in ("qweight", "qzeros", "scales")))
     parts = [reference[f"model.layers.1.self_attn.{p}_proj.weight"] for p in "qkv"]
     np.testing.assert_array_equal(weight.T, torch.cat(parts).numpy())

@@ -66,7 +66,8 @@ def test_parameters_are_those_of_the_folder(built: Built) -> None:
     # Prefill makes logits of one row, and plans no more than that.
     assert planned["prefill"] < planned["batch_verify"]
     if built.case.awq:
-        assert "model.layers.0.self_attn.qkv_proj.qweight" in names
+        fused = "c_attn" if built.config.model_type.startswith("qwen") else "qkv_proj"
+        assert f"model.layers.0.self_attn.{fused}.qweight" in names
     if built.case.awq and built.case.awq.get("skip"):
         assert "model.layers.1.mlp.down_proj.weight" in names
         assert "model.layers.0.mlp.down_proj.qweight" in names
