@@ -20,13 +20,13 @@ def with_root_block(function: PrimFunc) -> PrimFunc:
 
 @memoized
 def with_unsigned_words(function: PrimFunc) -> PrimFunc:
-    """`function` with uint32 parameters in place of its int32 ones, over the same kernels.
+    """`function` with uint32 parameters in place of its int32 weights, over the same kernels.
 
     The host code hands the pointers on; kernels see them as they were.
     """
     params, views = [], []
     for param in function.params:
-        if is_buffer_var(param) and param.dtype == "int32":
+        if is_buffer_var(param) and param.name in ("qweight", "qzeros"):
             unsigned = tirx.decl_buffer(param.shape, "uint32", name=param.name)
             first = tirx.BufferLoad(unsigned, [0] * len(param.shape))
             views.append(tirx.DeclBuffer(param, data=tirx.address_of(first)))

@@ -73,6 +73,9 @@ def older_form(raw: Mapping[str, Any]) -> dict[str, Any]:
     rope = out.get("rope_parameters")
     if isinstance(rope, Mapping) and rope:
         out.update(older_rope(rope, str(raw.get("model_type"))))
+    experts = out.get("num_local_experts")
+    if experts is not None:
+        out.setdefault("num_experts", experts)  # Qwen3's mixtures had a name of their own
     quantization = out.get("quantization_config")
     if isinstance(quantization, Mapping) and quantization.get("quant_method") == "awq":
         del out["quantization_config"]

@@ -16,9 +16,11 @@ from tvm.target import Target
 from mlcawq.build.cuda_target import cuda_target_from_json
 from mlcawq.build.link import Tools, find_tools
 from mlcawq.build.mlc_plugin import kv_cache
+from mlcawq.build.mlc_plugin.experts import lower_awq_experts
 from mlcawq.build.mlc_plugin.linear import AwqLinear
 from mlcawq.build.mlc_plugin.lowering import lower_awq_linears
 from mlcawq.build.mlc_plugin.quantization import interleaved
+from mlcawq.build.mlc_plugin.routing import serial_threads
 from mlcawq.build.targets import target_record
 from mlcawq.errors import UserError
 from mlcawq.graph.settings import check_layout
@@ -74,6 +76,9 @@ def compile_with_kernels(run: Run, **arguments: Any) -> None:
             module = lower_awq_linears(
                 module, target, names, lambda name: interleaved(name, model_config)
             )
+            module = lower_awq_experts(module, target)
+        if target.kind.name == "llvm":
+            module = serial_threads(module)
         if tools is None:
             arguments["build_func"](module, args, pipeline=pipeline)
         else:

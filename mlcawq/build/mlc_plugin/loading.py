@@ -17,11 +17,11 @@ from tvm.relax.frontend import nn
 
 from mlcawq.build.mlc_plugin.mapping import PARTS, SYMMETRIC_ZEROS, AwqMapping
 from mlcawq.build.mlc_plugin.quantization import AwqQuantization, quantize_linears
-from mlcawq.build.mlc_plugin.rows import Fuse, fuse_columns, fuse_words
+from mlcawq.build.mlc_plugin.rows import Fuse, by_expert, fuse_columns, fuse_words
 from mlcawq.build.mlc_plugin.tensor_loader import awq_loader
 from mlcawq.build.weight_plan import Tiling
 from mlcawq.errors import Problem, UserError, raise_all
-from tir_kernels.layouts import AUTOAWQ, LinearShape
+from tir_kernels.layouts import AUTOAWQ, ExpertsShape, LinearShape
 
 _FLOAT_SOURCE = "huggingface-safetensor"
 # Models of two networks, which mlc_llm quantizes and maps for AWQ by hand.
@@ -59,8 +59,7 @@ class _Family:
             linears=linears,
             symmetric=not quantization.zero_point,
         )
-        _, parameters, _ = module.export_tvm(spec=module.get_default_spec(), allow_extern=True)
-        for name, parameter in parameters:
+        for name, parameter in module.named_parameters():
             linear, _, part = name.rpartition(".")
             if linear not in linears or part not in PARTS:
                 mapping.add_mapping(name, dense.param_map[name], dense.map_func[name])
@@ -143,5 +142,7 @@ class _Fused:
         else:
             stock, _ = self.shape.parameters(AUTOAWQ)[self.part]
             fused = np.full(stock, SYMMETRIC_ZEROS).view(np.int32)
+        if arrays and isinstance(self.shape, ExpertsShape):
+            fused = by_expert(fused, self.shape.experts)
         tiled = fused if self.tiling is None else self.tiling(fused)
         return tiled.view(self.dtype)

@@ -116,10 +116,10 @@ class AwqMapping:
                     f"{info.name} has shape {list(info.shape)}, expected {rows} rows", where
                 )
         wanted = prod(experts) * columns
-        found = sum(info.shape[-1] for info in infos if info.shape)
-        if found != wanted:
+        given = sum(info.shape[-1] for info in infos if info.shape)
+        if given != wanted:
             unit = f"words of {PACK} columns" if part != "scales" else "columns"
-            yield Problem(f"{name} needs {wanted} {unit}, found {found}", where)
+            yield Problem(f"{name} needs {wanted} {unit}, found {given}", where)
 
 
 def _same(name: str, other: str, reader: TensorReader) -> bool:

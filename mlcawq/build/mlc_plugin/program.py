@@ -51,6 +51,10 @@ def run(step: str, arguments: list[str], stock: bool = False) -> None:
 
     compatibility.import_mlc_llm()
     compatibility.install()
+    if step != "gen_config":  # the other two trace the model
+        from mlcawq.build.mlc_plugin import routing
+
+        routing.install()
     if step == "compile":
         from mlcawq.build.mlc_plugin import compiler_passes
 

@@ -7,16 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlc_llm.loader import QuantizeMapping
+from mlc_llm.nn.expert import MixtralExperts
 from mlc_llm.quantization import QUANTIZATION
 from mlc_llm.quantization.awq_quantization import AWQQuantize
 from mlc_llm.quantization.utils import is_final_fc, is_moe_gate
 from tvm.relax.frontend import nn
 
+from mlcawq.build.mlc_plugin.experts import AwqExperts
 from mlcawq.build.mlc_plugin.linear import AwqLinear
 from mlcawq.build.weight_plan import Tiling
 from mlcawq.errors import Problem, raise_all
 from mlcawq.graph.settings import QUANTIZATIONS, quantization_named
-from tir_kernels.layouts import AUTOAWQ, LinearShape
+from tir_kernels.layouts import AUTOAWQ, ExpertsShape, LinearShape
 
 Wanted = Callable[[str], bool]
 
@@ -41,7 +43,7 @@ class AwqQuantization(AWQQuantize):
         name_prefix: str,
         wanted: Wanted | None = None,
     ) -> nn.Module:
-        """Replace linears of `model` by quantized ones; returns the model.
+        """Replace linears and experts of `model` by quantized ones; returns the model.
 
         wanted: which of the linears that could be replaced, by name; None for all. The head and
         the gates of experts never are.
@@ -52,8 +54,11 @@ class AwqQuantization(AWQQuantize):
     def tiling(
         self, linear: str, part: str, shape: LinearShape, model_config: Any
     ) -> Tiling | None:
-        """How array `part` of a linear gets from the stock layout into `weight_layout`."""
-        if self.weight_layout == AUTOAWQ:
+        """How array `part` of a linear gets from the stock layout into `weight_layout`.
+
+        Experts stay in the stock layout, the only one that their kernels read.
+        """
+        if self.weight_layout == AUTOAWQ or isinstance(shape, ExpertsShape):
             return None
         stock, _ = shape.parameters(AUTOAWQ)[part]
         return Tiling(part, stock, interleaved(linear, model_config))
@@ -93,18 +98,22 @@ class _Quantizer(nn.Mutator):
         self.problems: list[Problem] = []
 
     def visit_module(self, name: str, node: nn.Module) -> Any:
-        if not isinstance(node, nn.Linear):
+        if not isinstance(node, nn.Linear | MixtralExperts):
             return self.visit(name, node)
-        if is_final_fc(name) or is_moe_gate(name, node):
+        if isinstance(node, nn.Linear) and (is_final_fc(name) or is_moe_gate(name, node)):
             return node
         if self.wanted is not None and not self.wanted(name):
             return node
+        sizes = (node.in_features, node.out_features, self.config.group_size)
         try:
-            shape = LinearShape(node.in_features, node.out_features, self.config.group_size)
+            if isinstance(node, MixtralExperts):
+                experts = ExpertsShape(*sizes, node.num_local_experts)
+                self.quantized[name] = experts
+                return AwqExperts(experts, self.config)
+            self.quantized[name] = LinearShape(*sizes)
         except ValueError as error:
             self.problems.append(Problem(str(error), name))
             return node
-        self.quantized[name] = shape
         return AwqLinear.from_linear(node, self.config)
 
 

@@ -2,8 +2,9 @@
 
 A mapping of mlc_llm makes the weight [N, K] of one linear from weights [n, K] of a checkpoint:
 mostly by putting them one above the other, in some models by taking the rows of several heads
-apart. An AWQ checkpoint holds the same weights as columns, eight to a word, so the function cannot
-be applied to its arrays; but what it does to rows can.
+apart, and for experts by putting those of one after those of another. An AWQ checkpoint holds the
+same weights as columns, eight to a word, so the function cannot be applied to its arrays; but what
+it does to rows can.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _DIGITS = 3
 def row_order(fuse: Fuse, sizes: Sequence[int]) -> np.ndarray:
     """For every row that `fuse` returns, which row it is of the sources one above the other.
 
-    sizes: the number of rows of each source. Returns int64 [N]. Raises ValueError for a function
+    sizes: the number of rows of each source. Returns int64 [N]; the rows [N, K] of several experts
+    [E, N, K] count as [E * N]. Raises ValueError for a function
     that does more than to choose rows.
     """
     total = sum(sizes)
@@ -35,9 +37,9 @@ def row_order(fuse: Fuse, sizes: Sequence[int]) -> np.ndarray:
         fused = fuse(*np.split(digits.astype(np.float32), np.cumsum(sizes)[:-1]))
     except (ValueError, IndexError, TypeError) as error:
         raise ValueError(f"the weights are not fused by rows: {error}") from None
-    if fused.ndim != 2 or fused.shape[1] != _DIGITS:
+    if fused.ndim not in (2, 3) or fused.shape[-1] != _DIGITS:
         raise ValueError(f"rows of {_DIGITS} became an array of shape {fused.shape}")
-    found = np.asarray(fused, np.float64)
+    found = np.asarray(fused, np.float64).reshape(-1, _DIGITS)
     order = (found @ np.array([_BASE**power for power in range(_DIGITS)])).astype(np.int64)
     if not ((order >= 0) & (order < total)).all() or not np.array_equal(digits[order], found):
         raise ValueError("the rows are not only chosen but changed")
@@ -58,6 +60,12 @@ def fuse_words(fuse: Fuse, arrays: Sequence[np.ndarray]) -> np.ndarray:
     if _unchanged(order, 8 * joined.shape[1]):
         return joined
     return pack(unpack(joined)[:, order])
+
+
+def by_expert(fused: np.ndarray, experts: int) -> np.ndarray:
+    """Columns [R, E * W] of E experts, those of one after those of another, -> [E, R, W]."""
+    split = fused.reshape(len(fused), experts, -1)
+    return np.ascontiguousarray(split.transpose(1, 0, 2))
 
 
 def _unchanged(order: np.ndarray, size: int) -> bool:
