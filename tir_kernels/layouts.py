@@ -43,6 +43,7 @@ from typing import Any
 AUTOAWQ = "autoawq"
 TILED = "n16k64"
 LAYOUTS = (AUTOAWQ, TILED)
+SYMMETRIC_ZEROS = -0x77777778  # a word of qzeros that a symmetric checkpoint leaves out: eights
 TILE_N = 16
 TILE_K = 64
 TILE_WORDS = TILE_N * TILE_K // 8

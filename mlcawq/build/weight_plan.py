@@ -12,7 +12,7 @@ from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.errors import Problem, raise_all
 from mlcawq.families import expected_tensors, find_family, linear_biases, linear_shapes
 from mlcawq.graph.settings import Quantization, quantized_linears
-from tir_kernels.layouts import AUTOAWQ, TILED, LinearShape
+from tir_kernels.layouts import AUTOAWQ, SYMMETRIC_ZEROS, TILED, LinearShape
 from tir_kernels.pack_tiles import tile_qweight, tile_qzeros, tile_scales
 
 _TILE = {"qweight": tile_qweight, "qzeros": tile_qzeros, "scales": tile_scales}
@@ -92,7 +92,7 @@ def plan_parameters(
             sources = tuple(f"{part}.{kind}" for part in parts)
             constant = None
             if kind == "qzeros" and symmetric and not any(s in reader for s in sources):
-                sources, constant = (), -0x77777778  # eight nibbles of 8: the middle of 0..15
+                sources, constant = (), SYMMETRIC_ZEROS
             for source, (_, out) in zip(sources, sizes, strict=False):
                 kinds = ("I32",) if dtype == "int32" else _FLOATS
                 wanted[source] = ((stock[0], out * stock[1] // shape.N), kinds)

@@ -23,9 +23,10 @@ from mlcawq.checkpoint.hf_config import portable_config
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.errors import Problem, raise_all
 from mlcawq.families import expected_tensors, find_family
+from tir_kernels.layouts import SYMMETRIC_ZEROS
 from tir_kernels.reference import dequantize
 
-AWQ_PARTS = ("qweight", "qzeros", "scales")
+_ALWAYS_STORED = ("qweight", "scales")
 
 _HEAD_BYTES = 128 * 2**20  # of head weights held in the compute type at a time
 _PLANS_KEPT = 8
@@ -81,7 +82,12 @@ class StreamedModel:
         """A tensor by its unquantized name, in the compute type; AWQ weights dequantized."""
         prefix, _, kind = name.rpartition(".")
         if kind == "weight" and self.is_quantized(prefix):
-            qweight, qzeros, scales = (self.reader.numpy(f"{prefix}.{p}") for p in AWQ_PARTS)
+            qweight, scales = (self.reader.numpy(f"{prefix}.{part}") for part in _ALWAYS_STORED)
+            zeros = f"{prefix}.qzeros"
+            if zeros in self.reader:
+                qzeros = self.reader.numpy(zeros)
+            else:
+                qzeros = np.full((scales.shape[0], qweight.shape[1]), SYMMETRIC_ZEROS, np.int32)
             weight = dequantize(qweight, qzeros, scales, np.float32)
             return torch.from_numpy(weight).T.contiguous().to(self.dtype)
         return self.reader.torch(name).to(self.dtype)
@@ -229,6 +235,8 @@ def tensor_problems(config: ModelConfig, reader: TensorReader) -> Iterator[Probl
                 "qzeros": (groups, n // 8),
                 "scales": (groups, n),
             }
+            if not quantization.zero_point and f"{prefix}.qzeros" not in reader:
+                del parts["qzeros"]
         else:
             parts = {kind: shape}
         for part, wanted in parts.items():

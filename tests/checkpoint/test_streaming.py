@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from awq_checkpoints import make_awq_checkpoint
 from safetensors.torch import load_file, save_file
 from tiny_models import ROPES, make_tiny_model
 from transformers import AutoModelForCausalLM
@@ -109,6 +110,20 @@ def test_awq_folder_is_dequantized(tmp_path: Path) -> None:
     batches = _ids((2, 12))
     found = StreamedModel(folder).logits(batches)[0]
     torch.testing.assert_close(found, _reference(plain, batches)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_zeros_that_a_symmetric_folder_leaves_out(tmp_path: Path) -> None:
+    plain = make_tiny_model(tmp_path / "plain", layers=1)
+    kinds = {"zero_point": False, "with_zeros": False}
+    without, reference = make_awq_checkpoint(plain, tmp_path / "without", 32, **kinds)
+    name = "model.layers.0.mlp.down_proj.weight"
+    torch.testing.assert_close(StreamedModel(without).tensor(name), reference[name])
+    # A folder that promises zeros has to have them.
+    config = json.loads((without / "config.json").read_text())
+    config["quantization_config"]["zero_point"] = True
+    (without / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"down_proj\.qzeros: tensor is missing"):
+        StreamedModel(without)
 
 
 def test_head_is_the_same_in_slices(tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
