@@ -5,6 +5,7 @@ The step has a process group of its own, so that whatever it starts (nvcc, a lin
 
 from __future__ import annotations
 
+import codecs
 import errno
 import os
 import re
@@ -81,9 +82,11 @@ class Tail:
     def __init__(self) -> None:
         self._lines: deque[str] = deque(maxlen=_TAIL_LINES)
         self._open = ""
+        # A character may come in two blocks.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
     def feed(self, block: bytes) -> None:
-        *lines, rest = (self._open + block.decode(errors="replace")).split("\n")
+        *lines, rest = (self._open + self._decoder.decode(block)).split("\n")
         self._lines.extend(filter(None, map(_visible, lines)))
         self._open = rest.rpartition("\r")[2][-_TAIL_COLUMNS:]
 
