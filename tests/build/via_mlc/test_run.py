@@ -193,7 +193,8 @@ def test_the_tail_is_what_a_terminal_would_show() -> None:
         b"o\n 10%\r 20%",
         b"\r 30%\n",
         b"\x1b[1mbold\x1b[0m\n",
-        b"\xff open",
+        b"\xff \xc3",
+        b"\xb6pen",
     ):
         tail.feed(block)
     assert tail.text() == "one\ntwo\n 30%\nbold\n\ufffd öpen"
