@@ -48,6 +48,8 @@ def install() -> None:
     from mlc_llm.cli import compile as cli
 
     kv_cache.install()
+    detect = cli.detect_target_and_host
+    cli.detect_target_and_host = lambda *words, **more: _detected(detect, words, more)
     run = cli.compile
     cli.compile = lambda **arguments: compile_with_kernels(run, **arguments)
 
@@ -109,6 +111,17 @@ def compile_with_kernels(run: Run, **arguments: Any) -> None:
         relax.pipeline.PIPELINE_MAP["mlc_llm"] = make_pipeline
 
 
+def _detected(detect: Callable[..., Any], words: tuple[Any, ...], more: dict[str, Any]) -> Any:
+    try:
+        return detect(*words, **more)
+    except ValueError as error:
+        raise UserError.one(
+            f"{words[0]} cannot be compiled for: {error}",
+            "--device",
+            "give a TVM target in JSON where the device is not in this machine",
+        ) from None
+
+
 def _own_target(target: Target) -> Target:
     """As our kernels need it: for CUDA with the architecture's full name (sm_90a), and without
     libraries that this TVM was built without.
@@ -150,29 +163,29 @@ def _check_shards(metadata: dict[str, Any]) -> None:
 
 def _kernel_finder(target: Target) -> Callable[[AwqLinear], bool]:
     """Whether `target` has a kernel for a linear; says so once where it has not."""
-    known: dict[Any, bool] = {}
+    known: dict[Any, str] = {}
 
     def find(linear: AwqLinear) -> bool:
-        key = (linear.shape, linear.config.model_dtype)
         if linear.config.weight_layout != AUTOAWQ:
             return True
+        key = (linear.shape, linear.config.model_dtype)
         if key not in known:
-            known[key] = True
-            try:
-                _kernel(target, linear)
-            except (NotImplementedError, ValueError) as error:
-                known[key] = False
-                logger.warning("%s: linears are mlc_llm's own dequantization", error)
-        return known[key]
+            reason = _missing_kernel(target, linear)
+            if reason and reason not in known.values():
+                logger.warning("%s: mlc_llm's own dequantization is used", reason)
+            known[key] = reason
+        return not known[key]
 
     return find
 
 
-def _kernel(target: Target, linear: AwqLinear) -> Any:
+def _missing_kernel(target: Target, linear: AwqLinear) -> str:
     shape, dtype = linear.shape, linear.config.model_dtype
-    return dispatch.w4a16_linear(
-        target, shape.K, shape.N, shape.group_size, dtype, scale_dtype=dtype
-    )
+    try:
+        dispatch.w4a16_linear(target, shape.K, shape.N, shape.group_size, dtype, scale_dtype=dtype)
+    except (NotImplementedError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def _available(options: Any, target: Target) -> Any:
