@@ -12,6 +12,7 @@ from mlcawq.graph.cuda_graph import CUDA_GRAPH_CONFIG, capture_cuda_graphs
 from mlcawq.graph.decoder import CausalLM
 from mlcawq.graph.kv_cache import add_kv_cache_creation
 from mlcawq.graph.logit_functions import add_embedding_allocation, add_logit_functions
+from mlcawq.graph.sampler_functions import add_draft_functions, add_sampler_functions
 from mlcawq.graph.settings import CompileSettings, Quantization
 from tir_kernels.foreign import with_root_block
 
@@ -35,6 +36,8 @@ def build_module(
     module, parameters = model.export_tvm(spec=model.spec())
     module = add_kv_cache_creation(module, config, quantization, target)
     module = add_logit_functions(module, target)
+    module = add_sampler_functions(module, target)
+    module = add_draft_functions(module, target, quantization.dtype)
     module = add_embedding_allocation(module, settings, config.hidden_size, quantization.dtype)
     return module, library_metadata(config, quantization, settings, parameters)
 

@@ -17,7 +17,7 @@ from tir_kernels.cpu.logits import (
 )
 from tir_kernels.cpu.pages import append_to_pages, copy_page, read_slots
 from tir_kernels.cpu.rotary import split_rotary
-from tir_kernels.cpu.rows import last_row, take_rows
+from tir_kernels.cpu.rows import gather_rows, last_row, scatter_rows, take_rows
 from tir_kernels.cpu.w4a16 import w4a16_linear
 
 __all__ = [
@@ -31,11 +31,13 @@ __all__ = [
     "attention_prefill_ragged",
     "copy_page",
     "dense_linear",
+    "gather_rows",
     "last_row",
     "merge_state",
     "qk_norm",
     "read_slots",
     "rms_norm",
+    "scatter_rows",
     "silu_multiply",
     "softmax_with_temperature",
     "split_rotary",

@@ -1,4 +1,4 @@
-"""Picking rows of a table: embeddings, and the rows whose logits are wanted."""
+"""Picking rows of a table: embeddings, the rows whose logits are wanted, drafts of tokens."""
 
 from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.memo import memoized
@@ -37,3 +37,34 @@ def last_row(target: Target, width: int, dtype: str) -> PrimFunc:
             out[0, j] = x[n - 1, j]
 
     return last
+
+
+@memoized
+def gather_rows(target: Target, dtype: str) -> PrimFunc:
+    """(table [n, width], rows int32 [m], out [m, width]): row rows[r] of the table to row r."""
+    return _move_rows(dtype, lambda rows, r: (rows[r], r))
+
+
+@memoized
+def scatter_rows(target: Target, dtype: str) -> PrimFunc:
+    """(x [m, width], rows int32 [m], out [n, width]): row r of x to row rows[r]; others stay."""
+    return _move_rows(dtype, lambda rows, r: (r, rows[r]))
+
+
+def _move_rows(dtype: str, source_and_destination) -> PrimFunc:
+    @T.prim_func(s_tir=True)
+    def move(source_handle: T.handle, rows_handle: T.handle, out_handle: T.handle):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        source_count = T.int64()
+        out_count = T.int64()
+        count = T.int64()
+        width = T.int64()
+        source = T.match_buffer(source_handle, (source_count, width), dtype)
+        rows = T.match_buffer(rows_handle, (count,), "int32")
+        out = T.match_buffer(out_handle, (out_count, width), dtype)
+        for r in range(count):
+            pair = T.meta_var(source_and_destination(rows, r))
+            for j in range(width):
+                out[pair[1], j] = source[pair[0], j]
+
+    return move

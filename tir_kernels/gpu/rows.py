@@ -1,7 +1,7 @@
-"""Picking rows of a table: embeddings, and the rows whose logits are wanted."""
+"""Picking rows of a table: embeddings, the rows whose logits are wanted, drafts of tokens."""
 
 from tir_kernels._tvm import PrimFunc, T, Target
-from tir_kernels.gpu.blocks import threads_for, vector_view, vector_width
+from tir_kernels.gpu.blocks import THREADS, threads_for, vector_view, vector_width
 from tir_kernels.memo import memoized
 
 
@@ -45,6 +45,43 @@ def last_row(target: Target, width: int, dtype: str) -> PrimFunc:
                 copy(x_view, n - 1, out_view, 0, block, t)
 
     return last
+
+
+@memoized
+def gather_rows(target: Target, dtype: str) -> PrimFunc:
+    """(table [n, width], rows int32 [m], out [m, width]): row rows[r] of the table to row r."""
+    return _move_rows(dtype, lambda rows, r: (rows[r], r))
+
+
+@memoized
+def scatter_rows(target: Target, dtype: str) -> PrimFunc:
+    """(x [m, width], rows int32 [m], out [n, width]): row r of x to row rows[r]; others stay."""
+    return _move_rows(dtype, lambda rows, r: (r, rows[r]))
+
+
+def _move_rows(dtype: str, source_and_destination) -> PrimFunc:
+    """One element a thread: widths are known at run time only."""
+
+    @T.prim_func(s_tir=True)
+    def move(source_handle: T.handle, rows_handle: T.handle, out_handle: T.handle):
+        T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True})
+        source_count = T.int32()
+        out_count = T.int32()
+        count = T.int32()
+        width = T.int32()
+        source = T.match_buffer(source_handle, (source_count, width), dtype)
+        rows = T.match_buffer(rows_handle, (count,), "int32")
+        out = T.match_buffer(out_handle, (out_count, width), dtype)
+        blocks = T.meta_var(T.truncdiv(width + (THREADS - 1), THREADS))
+        for r in T.thread_binding(count, thread="blockIdx.x"):
+            for block in T.thread_binding(blocks, thread="blockIdx.y"):
+                for t in T.thread_binding(THREADS, thread="threadIdx.x"):
+                    j: T.let[T.int32] = block * THREADS + t
+                    pair = T.meta_var(source_and_destination(rows, r))
+                    if j < width:
+                        out[pair[1], j] = source[pair[0], j]
+
+    return move
 
 
 def copy_row(target: Target, width: int, dtype: str):
