@@ -17,7 +17,6 @@ from mlcawq.build.mlc_plugin.agreement import check_model, fit, settle
 from mlcawq.build.mlc_plugin.arguments import OurArguments, parser_class
 from mlcawq.build.mlc_plugin.chat_config import complete
 from mlcawq.build.mlc_plugin.checkpoint_view import CheckpointView, open_view
-from mlcawq.build.mlc_plugin.conversation import choose_conversation
 from mlcawq.checkpoint.config import load_json
 from mlcawq.errors import UserError
 
@@ -81,6 +80,9 @@ class _GenConfig(_OnCheckpoint):
         quantization = self.settled(
             view, model, arguments["quantization"], self.given.weight_layout
         )
+        # What renders chat templates, which the other steps do without.
+        from mlcawq.build.mlc_plugin.conversation import choose_conversation
+
         conversation = choose_conversation(view.checkpoint, out, arguments["conv_template"])
         arguments |= {"quantization": quantization, "conv_template": conversation.name}
         self.original(**arguments)
