@@ -12,6 +12,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from mlcawq.errors import UserError
 
 _TAIL_LINES = 40
 _TAIL_COLUMNS = 2000  # of one line; a generated source may come as a single one
-_GRACE = 5.0  # seconds to clean up in after an interrupt, and to read on after the end
+_GRACE = 2.0  # seconds to end in after an interrupt, and to read on after the end
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _USAGE = 2
 _PARSER_ERROR = re.compile(r"^-+ Error -+$(.*)", re.MULTILINE | re.DOTALL)  # as mlc_llm's prints
@@ -37,9 +38,16 @@ def run_step(argv: Sequence[str], by_hand: str, output: IO[bytes] | None = None)
 
     by_hand: the command to show when it fails.
     Raises UserError with the end of the output when it fails, KeyboardInterrupt when we are
-    interrupted or terminated; the step's processes are gone then.
+    interrupted or terminated; the step's processes and temporary files are gone then.
     """
-    environment = {**other_environment(), "PYTHONUNBUFFERED": "1"}
+    with tempfile.TemporaryDirectory(prefix="mlcawq-step-", ignore_cleanup_errors=True) as scratch:
+        status, tail = _run(argv, scratch, output)
+    if status:
+        raise _failure(argv, status, tail.text(), by_hand)
+
+
+def _run(argv: Sequence[str], scratch: str, output: IO[bytes] | None) -> tuple[int, Tail]:
+    environment = {**other_environment(), "PYTHONUNBUFFERED": "1", "TMPDIR": scratch}
     try:
         process = subprocess.Popen(
             list(argv),
@@ -70,8 +78,7 @@ def run_step(argv: Sequence[str], by_hand: str, output: IO[bytes] | None = None)
         finally:
             _signal(process, signal.SIGKILL)
             copier.join(_GRACE)
-    if status:
-        raise _failure(argv, status, tail.text(), by_hand)
+    return status, tail
 
 
 class Tail:
@@ -134,7 +141,7 @@ def _terminated_as_interrupted() -> Iterator[None]:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Interrupt the step, so that it removes its temporary files; kill it if it takes long."""
+    """Interrupt the step; kill it if it takes long, as in code that does not look for signals."""
     _signal(process, signal.SIGINT)
     try:
         process.wait(_GRACE)

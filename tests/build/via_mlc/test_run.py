@@ -18,6 +18,15 @@ from mlcawq.errors import UserError
 
 
 @pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files go."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(folder))
+    return folder
+
+
+@pytest.fixture
 def fake(tmp_path: Path) -> FakeMlc:
     return FakeMlc(tmp_path / "bin")
 
@@ -101,11 +110,12 @@ def test_an_interrupt_ends_all_that_the_step_started(fake: FakeMlc) -> None:
 
 
 def test_a_step_that_ignores_interrupts_is_killed(
-    fake: FakeMlc, monkeypatch: pytest.MonkeyPatch
+    fake: FakeMlc, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlcawq.build.via_mlc.run._GRACE", 0.5)
     fake.plays(convert_weight="hangs", stubborn=True)
     interrupted(fake, lambda: pids_are_known(fake))
+    assert list(scratch.iterdir()) == []
 
 
 def test_being_terminated_counts_as_an_interrupt(fake: FakeMlc) -> None:
@@ -125,8 +135,9 @@ def test_being_terminated_counts_as_an_interrupt(fake: FakeMlc) -> None:
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_failure_shows_the_tail_and_the_command(fake: FakeMlc) -> None:
+def test_a_failure_shows_the_tail_and_the_command(fake: FakeMlc, scratch: Path) -> None:
     message = failure(fake, convert_weight="fails")
+    assert list(scratch.iterdir()) == []
     assert "mlc_llm convert_weight failed (exit status 1)" in message
     assert "  | compiling 99%\n" in message
     assert "\x1b" not in message
