@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 from mlcawq.errors import UserError
 from mlcawq.families import Family, ScalingGroup
 from mlcawq.quantize.clipping import search_clipping
-from mlcawq.quantize.compensation import round_compensated
+from mlcawq.quantize.compensation import aimed_at_original, round_compensated
 from mlcawq.quantize.integer import IntegerGrid, QuantizedWeight, full_range, quantize_weight
 from mlcawq.quantize.probes import ModuleProbe, SumProbe, mixes_tokens
 from mlcawq.quantize.recipe import Recipe
@@ -21,8 +22,8 @@ from mlcawq.quantize.scaling import Probe, fuse_scale, search_scale
 from mlcawq.quantize.statistics import (
     BlockStatistics,
     InputStatistics,
-    SecondMoment,
     diagonal_blocks,
+    inputs_of,
     token_weights,
 )
 
@@ -72,6 +73,7 @@ def quantize_block(
     *,
     name: str,
     head_dim: int,
+    original: Sequence[torch.Tensor] | None = None,
 ) -> BlockResult:
     """Search and round the linears of `block`, which is changed in place and computes the result.
 
@@ -79,10 +81,21 @@ def quantize_block(
     hidden: its calibration inputs, [B, T, hidden_size] each.
     arguments: keyword arguments of the layer for a batch and a number of tokens.
     name: full name in the checkpoint, for messages and for `recipe.modules_to_not_convert`.
+    original: what the block is given in the original model, like `hidden`; wanted by recipes that
+        follow it (`Recipe.follows_original`).
 
     Raises UserError naming the layer where a weight or an activation is not finite.
     """
-    return _BlockQuantizer(block, hidden, arguments, family, recipe, name, head_dim).run()
+    quantizer = _BlockQuantizer(block, hidden, arguments, family, recipe, name, head_dim)
+    return quantizer.run(original)
+
+
+@dataclass(frozen=True)
+class _Original:
+    """A block as it was, and what it is given in the original model, [B, T, hidden_size] each."""
+
+    block: nn.Module
+    hidden: Sequence[torch.Tensor]
 
 
 class _BlockQuantizer:
@@ -117,7 +130,11 @@ class _BlockQuantizer:
         self.output_scale: dict[str, torch.Tensor] = {}
         self.statistics: dict[str, InputStatistics] = {}
 
-    def run(self) -> BlockResult:
+    def run(self, original: Sequence[torch.Tensor] | None) -> BlockResult:
+        clean = None
+        if self.recipe.follows_original:
+            assert original is not None
+            clean = _Original(deepcopy(self.block), original)
         before = {key: value.clone() for key, value in self._other_tensors()}
         targets = self._observe()
         references = {linear: self._product(linear) for linear in self.active}
@@ -127,7 +144,7 @@ class _BlockQuantizer:
             for group in self.family.groups:
                 self._scale(group)
         if self.recipe.compensates:
-            weights = self._compensate(targets)
+            weights = self._compensate(targets, clean)
         else:
             weights = {linear: self._quantize(linear) for linear in self.active}
             for linear, weight in weights.items():
@@ -291,23 +308,27 @@ class _BlockQuantizer:
             return full_range(weight, self.grid)
         return search_clipping(weight, gram, self.grid, clip)
 
-    def _compensate(self, targets: list[torch.Tensor]) -> dict[str, QuantizedWeight]:
+    def _compensate(
+        self, targets: list[torch.Tensor], original: _Original | None
+    ) -> dict[str, QuantizedWeight]:
         """Round the linears in the order in which the block computes, and install them."""
         rounded: dict[str, QuantizedWeight] = {}
-        moments: dict[str, torch.Tensor] = {}
         groups = [
             [linear for linear in group.linears if linear in self.active]
             for group in self.family.groups
         ]
         groups = [group for group in groups if group]
-        sequential = self.recipe.compensation.true_sequential
-        if not sequential:
-            moments = {group[0]: self._moment(group[0], targets) for group in groups}
+        before: dict[str, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        if not self.recipe.compensation.true_sequential:
+            before = {group[0]: self._moments(group[0], targets, original) for group in groups}
         for group in groups:
-            moment = self._moment(group[0], targets) if sequential else moments.pop(group[0])
+            found = before.pop(group[0], None)
+            moment, cross = found or self._moments(group[0], targets, original)
             gram = diagonal_blocks(moment, self.recipe.group_size)
             for linear in group:
                 weight = self.linears[linear].weight.detach().T
+                if cross is not None:
+                    weight = aimed_at_original(weight, moment, cross, self.recipe.compensation)
                 rounded[linear] = round_compensated(
                     weight,
                     moment,
@@ -319,13 +340,30 @@ class _BlockQuantizer:
                 self._install(linear, rounded[linear].dequantized())
         return {linear: rounded[linear] for linear in self.active}
 
-    def _moment(self, linear: str, targets: list[torch.Tensor]) -> torch.Tensor:
-        """The weighted second moment [K, K] of what the block as it is now gives to `linear`."""
+    def _moments(
+        self, linear: str, targets: list[torch.Tensor], original: _Original | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Sums over tokens, weighted, [K, K]: of x' x'^T with the inputs x' that the block as it is
+        now gives to `linear`, and of x' x^T with the original model's x, scaled like x'.
+        """
+        K = self.linears[linear].in_features
+        moment = torch.zeros(K, K)
+        cross = None if original is None else torch.zeros(K, K)
         weighted = self.recipe.token_weighting == "residual"
-        gather = SecondMoment(self.linears[linear])
-        for states, target in zip(self.hidden, targets, strict=True):
-            gather.take(partial(self._run, states), token_weights(target, weighted))
-        return gather.moment
+        for j, states in enumerate(self.hidden):
+            inputs = inputs_of(self.linears[linear], partial(self._run, states))
+            counted = (inputs * token_weights(targets[j], weighted).unsqueeze(1)).T
+            moment.addmm_(counted, inputs)
+            if original is not None and cross is not None:
+                states = original.hidden[j]
+                meant = inputs_of(
+                    original.block.get_submodule(linear),
+                    partial(original.block, states, **self.arguments(*states.shape[:2])),
+                )
+                if linear in self.input_scale:
+                    meant /= self.input_scale[linear]
+                cross.addmm_(counted, meant)
+        return moment, cross
 
     # Leaving the block as it will be stored
 

@@ -113,8 +113,12 @@ def estimate(
     embedding = max(reader.info(name).nbytes for name in reader.names)
     # Weights of a block, their rounded copies during a search, and the last conversion's copy.
     work = (block + 3 * widest) * _FLOAT + 3 * hidden + batch + sample
+    states = 2 * hidden  # that the journal keeps, of the calibration and the held-out text
     if recipe.compensates:  # a second moment, and what factorizing it takes
-        work += 4 * max(k for k, _ in shapes.values()) ** 2 * _FLOAT
+        work += 5 * max(k for k, _ in shapes.values()) ** 2 * _FLOAT
+    if recipe.follows_original:  # that block, what it is given and what it makes of it
+        work += block * _FLOAT + 2 * hidden
+        states += hidden
     memory = _PROCESS + max(work, embedding + logits)
 
     kept = sum(
@@ -126,7 +130,7 @@ def estimate(
     linears = block * config.num_hidden_layers
     quantized = linears * 2 if fmt == "fake" else int(linears * (0.5 + 2.5 / recipe.group_size))
     output = max(kept - linears * 2, 0) + quantized
-    return Needs(memory, output + quantized + 2 * hidden)
+    return Needs(memory, output + quantized + states)
 
 
 def machine_problems(needs: Needs, out: Path) -> Iterator[Problem]:

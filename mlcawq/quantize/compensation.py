@@ -4,6 +4,9 @@ Input channels are rounded one after another, and the error of each is taken out
 still to come, in the measure in which their inputs go together. Scales and zero points stay what
 they are ("static groups"), so that the result is stored like any other and costs nothing at run
 time, in whatever order the channels are taken.
+
+Before that, weights can be moved to make up for what was rounded before them as well: GPTAQ (arXiv
+2504.02692) asks for the original model's output from the inputs that the quantized one gives.
 """
 
 from __future__ import annotations
@@ -49,6 +52,22 @@ def round_compensated(
             current[i + 1 :].addr_(local[i, i + 1 :], errors[i], alpha=-1)
         rest[block.stop :].addmm_(factor[block, block.stop :].T, errors, alpha=-1)
     return QuantizedWeight(codes, scale.squeeze(1).to(torch.float16), zero.squeeze(1).byte(), grid)
+
+
+def aimed_at_original(
+    weight: torch.Tensor,
+    moment: torch.Tensor,
+    cross: torch.Tensor,
+    recipe: CompensationRecipe,
+) -> torch.Tensor:
+    """`weight` [K, N], moved towards the least |X W - X' W'|^2 by the share that the recipe says.
+
+    moment: [K, K], sum of x' x'^T over the inputs x' of the quantized model. cross: [K, K], sum of
+    x' x^T, with the inputs x of the original one.
+    """
+    factor = inverse_factor(moment, recipe.damping)
+    missing = (cross - moment) @ weight
+    return weight + recipe.towards_original * (factor.T @ (factor @ missing))
 
 
 def inverse_factor(moment: torch.Tensor, damping: float) -> torch.Tensor:

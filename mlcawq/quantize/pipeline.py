@@ -199,11 +199,16 @@ class _Run:
         if journal.finished:
             state = journal.state()
             self.hidden = _unpacked(state, "calibration")
+            self.reference = _unpacked(state, "reference")
             self.original = _unpacked(state, "original")
             self.quantized = _unpacked(state, "quantized")
         else:
             raise_all(_unstorable(model))
             self.hidden = [model.embed(ids) for ids in batched(calibration.sequences)]
+            # What the original model computes from the calibration text, where a recipe wants it.
+            self.reference = (
+                [states.clone() for states in self.hidden] if recipe.follows_original else []
+            )
             self.original = [model.embed(ids) for ids in self.held_out]
             self.quantized = [states.clone() for states in self.original]
 
@@ -224,6 +229,7 @@ class _Run:
         name = model.block_name(i)
         block = model.block(i)
         self.original = [model.run_block(block, i, states) for states in self.original]
+        reference = [model.run_block(block, i, states) for states in self.reference]
         result = quantize_block(
             block,
             self.hidden,
@@ -232,14 +238,16 @@ class _Run:
             self.recipe,
             name=name,
             head_dim=model.config.head_dim,
+            original=self.reference,
         )
-        self.hidden = result.outputs
+        self.hidden, self.reference = result.outputs, reference
         self.quantized = [model.run_block(block, i, states) for states in self.quantized]
         report = BlockReport(
             name, result.error, tuple(LinearReport(**asdict(linear)) for linear in result.errors)
         )
         state = {
             **_packed("calibration", self.hidden),
+            **_packed("reference", self.reference),
             **_packed("original", self.original),
             **_packed("quantized", self.quantized),
         }

@@ -126,23 +126,18 @@ class BlockStatistics:
         }
 
 
-class SecondMoment:
-    """The sum over tokens of weight(t) x(t) x(t)^T of a linear's inputs, [K, K] in `moment`."""
-
-    def __init__(self, linear: nn.Linear) -> None:
-        self._linear = linear
-        self.moment = torch.zeros(linear.in_features, linear.in_features)
-
-    def take(self, run: Callable[[], object], weights: torch.Tensor) -> None:
-        """Account for a run of the block, which ends where the linear begins. weights: [T]."""
-        hook = self._linear.register_forward_pre_hook(_stop)
-        try:
-            run()
-        except _ReachedError as reached:
-            inputs = reached.inputs.detach().float().flatten(0, -2)
-            self.moment.addmm_((inputs * weights.unsqueeze(1)).T, inputs)
-        finally:
-            hook.remove()
+def inputs_of(linear: nn.Module, run: Callable[[], object]) -> torch.Tensor:
+    """What a linear of a block is given, float32 [T, K]. run: calls the block, and is ended where
+    the linear begins.
+    """
+    hook = linear.register_forward_pre_hook(_stop)
+    try:
+        run()
+    except _ReachedError as reached:
+        return reached.inputs.detach().float().flatten(0, -2)
+    finally:
+        hook.remove()
+    raise ValueError("the block does not use the linear")
 
 
 class _ReachedError(Exception):

@@ -162,6 +162,31 @@ def test_compensated_rounding_is_closer_to_the_original(
     assert max(error["awq+gptq"]) < 0.9 * max(error["awq"])
 
 
+def test_following_the_original_survives_an_interruption(
+    tmp_path: Path, calibration: CalibrationData
+) -> None:
+    """What the original model makes of the text is kept from block to block, too."""
+    source = make_tiny_model(tmp_path / "model", layers=3)
+
+    class Impatient(Silent):
+        def block_done(self, report: BlockReport) -> None:
+            raise KeyboardInterrupt
+
+    recipe = _recipe(method="awq+gptq")
+    quantize_checkpoint(source, tmp_path / "whole", recipe, calibration)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            quantize_checkpoint(
+                source, tmp_path / "parts", recipe, calibration, progress=Impatient()
+            )
+    quantize_checkpoint(source, tmp_path / "parts", recipe, calibration)
+    whole, parts = (tmp_path / name / "model.safetensors" for name in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+    alone = _recipe(method="awq+gptq", compensation={"towards_original": 0})
+    quantize_checkpoint(source, tmp_path / "alone", alone, calibration)
+    assert (tmp_path / "alone" / "model.safetensors").read_bytes() != whole.read_bytes()
+
+
 @pytest.mark.parametrize("objective", ["block", "linear"])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_each_way_beats_rounding(
