@@ -1,4 +1,4 @@
-"""Functions with which MLC's engine draws tokens on a GPU, and keeps what a draft model proposes."""
+"""How MLC's engine draws tokens on a GPU, and keeps what a draft model proposes."""
 
 from __future__ import annotations
 
