@@ -22,6 +22,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "quantize",
         "Quantize a Hugging Face model to 4-bit AWQ.",
     ),
+    "recipes": (
+        "mlcawq.cli.recipes",
+        "recipes",
+        "The recipes of quantize, and what each does.",
+    ),
     "build": (
         "mlcawq.cli.build",
         "build",

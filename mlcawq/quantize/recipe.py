@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -129,11 +130,22 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in templates_dir("recipes").glob("*.yaml"))
 
 
-def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
-    """A shipped recipe by name, or any YAML file by path; `overrides` replace top-level keys.
+def recipe_summary(name: str) -> str:
+    """What a recipe does, in a sentence or two: the comment that its file begins with."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), recipe_text(name).splitlines())
+    return " ".join(line.removeprefix("#").strip() for line in lines)
 
-    Raises UserError listing every key that is unknown or out of range.
-    """
+
+def recipe_text(name: str) -> str:
+    """The YAML of a shipped recipe, or of a file. Raises UserError where there is neither."""
+    path = _find(name)
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError.one(f"not valid YAML: {error}", str(path)) from None
+
+
+def _find(name: str) -> Path:
     path = templates_dir("recipes") / f"{name}.yaml"
     if not path.is_file():
         path = Path(name)
@@ -141,9 +153,18 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
         raise UserError.one(
             f"no recipe {name!r}", "--recipe", f"one of {', '.join(recipe_names())}, or a YAML file"
         )
+    return path
+
+
+def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
+    """A shipped recipe by name, or any YAML file by path; `overrides` replace top-level keys.
+
+    Raises UserError listing every key that is unknown or out of range.
+    """
+    path = _find(name)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.safe_load(recipe_text(name))
+    except yaml.YAMLError as error:
         raise UserError.one(f"not valid YAML: {error}", str(path)) from None
     if not isinstance(content, dict):
         raise UserError.one("a recipe is a mapping of options", str(path))
