@@ -18,7 +18,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from mlcawq.checkpoint.config import computed_settings, parse_config
+from mlcawq.checkpoint.config import ModelConfig, computed_settings, parse_config
 from mlcawq.engine.conversation import Conversation
 from mlcawq.errors import Problem, UserError, raise_all
 
@@ -158,13 +158,8 @@ def _architecture_problems(
         ours = {key: model.get(key) for key in recorded}
         ours = {key: recorded[key] if value is None else value for key, value in ours.items()}
     else:
-        filled = {
-            "model_type": config.get("model_type"),
-            "rope_theta": model.get("position_embedding_base"),
-            "max_position_embeddings": config.get("context_window_size"),
-        }
         try:
-            ours = computed_settings(parse_config({**filled, **model}, f"{CONFIG}: model_config"))
+            ours = computed_settings(described_model(config))
         except UserError as error:
             return list(error.problems)
     return [
@@ -176,6 +171,19 @@ def _architecture_problems(
         for key in sorted({*ours, *recorded})
         if ours.get(key) != recorded.get(key)
     ]
+
+
+def described_model(config: Mapping[str, Any]) -> ModelConfig:
+    """The model that an mlc-chat-config.json describes. Raises UserError for one that mlcawq does
+    not know.
+    """
+    model = config.get("model_config") or {}
+    filled = {
+        "model_type": config.get("model_type"),
+        "rope_theta": model.get("position_embedding_base"),
+        "max_position_embeddings": config.get("context_window_size"),
+    }
+    return parse_config({**filled, **model}, f"{CONFIG}: model_config")
 
 
 def _weight_problems(

@@ -16,6 +16,7 @@ from tvm.target import Target
 from mlcawq.build.cuda_target import cuda_target_from_json
 from mlcawq.build.link import Tools, find_tools
 from mlcawq.build.mlc_plugin import kv_cache
+from mlcawq.build.mlc_plugin.architecture import architecture
 from mlcawq.build.mlc_plugin.experts import lower_awq_experts
 from mlcawq.build.mlc_plugin.linear import AwqLinear
 from mlcawq.build.mlc_plugin.lowering import lower_awq_linears
@@ -70,6 +71,7 @@ def compile_with_kernels(run: Run, **arguments: Any) -> None:
     links = device is not None and Path(arguments["output"]).suffix == ".so"
     tools = find_tools(target) if links else None
     model_config = _model_config(arguments["model_type"], config)
+    computed = architecture(config, model_config)
     metadata: dict[str, Any] = {}
 
     def build(module: IRModule, args: Any, pipeline: Any) -> None:
@@ -95,6 +97,8 @@ def compile_with_kernels(run: Run, **arguments: Any) -> None:
             _check_shards(metadata)
             metadata["weight_layout"] = quantization.weight_layout
         metadata["target"] = target_record(target)
+        if computed is not None:
+            metadata["architecture"] = computed
         return make_pipeline(**options)
 
     relax.pipeline.PIPELINE_MAP["mlc_llm"] = pipeline
