@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ _NEEDS = {
     "faster_transformer": "fastertransformer.gemm_fp16_int",
 }
 
+_MULTI_ARCH = "MLC_MULTI_ARCH"
 _THRUST = "tvm.contrib.thrust.sort"
 
 
@@ -70,6 +72,8 @@ def compile_with_kernels(run: Run, **arguments: Any) -> None:
         AwqLinear.has_kernel = staticmethod(_kernel_finder(target))
     links = device is not None and Path(arguments["output"]).suffix == ".so"
     tools = find_tools(target) if links else None
+    if links:
+        _check_architectures(target)
     model_config = _model_config(arguments["model_type"], config)
     computed = architecture(config, model_config)
     metadata: dict[str, Any] = {}
@@ -152,6 +156,18 @@ def _check_layout(layout: str, target: Target) -> None:
                 "weight_layout",
                 f"convert them with --weight-layout {AUTOAWQ}",
             ) from None
+
+
+def _check_architectures(target: Target) -> None:
+    """mlc_llm's own variable asks for a library of code for several architectures at once."""
+    asked = os.environ.get(_MULTI_ARCH)
+    if asked and target.kind.name == "cuda":
+        raise UserError.one(
+            f"{asked} are asked for, but the kernels of a library are generated for one "
+            f"architecture, here {target.attrs['arch']}",
+            _MULTI_ARCH,
+            "unset it, and build a library for each; or compile without the plug-in",
+        )
 
 
 def _check_shards(metadata: dict[str, Any]) -> None:
