@@ -138,7 +138,8 @@ elif step == "gen_config":
         with open(given) as stream:
             given = json.load(stream)
     config = {{"model_type": "llama", "conv_template": given, "context_window_size": 64,
-               "prefill_chunk_size": 32, "model_config": {{"max_batch_size": 2}}}}
+               "prefill_chunk_size": 32, "model_config": {{"max_batch_size": 2}},
+               **read("plays.json").get("config", {{}})}}
     with open(os.path.join(out, "mlc-chat-config.json"), "w") as stream:
         json.dump(config, stream)
 else:
@@ -172,7 +173,9 @@ class FakeMlc:
         (self.folder / "probe.json").write_text(json.dumps({"lines": lines, "end": end}))
 
     def plays(self, **steps: Any) -> None:
-        """How each step goes: "well" where it is not named. like: a folder whose files are made."""
+        """How each step goes: "well" where it is not named. like: a folder whose files are made;
+        config: more keys of mlc-chat-config.json.
+        """
         (self.folder / "plays.json").write_text(json.dumps(steps))
 
     @property

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mlcawq.build.chat_config import CONFIG_NAME
-from mlcawq.build.pipeline import BuildResult, Reporter
+from mlcawq.build.pipeline import AWAY, BuildResult, Reporter
 from mlcawq.build.verify import Verification, num_parameters, verify_full, verify_sampled
 from mlcawq.build.via_mlc import commands
 from mlcawq.build.via_mlc.plan import MlcRequest, Plan, check
@@ -53,8 +53,12 @@ def build(
                 reporter.stage(f"mlc_llm {step}")
                 run_step(argv, by_hand[step], output)
                 require_result(step, stage, stage / plan.target.library, by_hand[step])
-        verification = _verify(plan, stage, by_hand["compile"], reporter, output)
-        return _result(plan, stage, out, verification)
+        verification, unverified = None, plan.unverified or _foreign(stage)
+        if unverified and request.build.verify:
+            raise UserError.one(f"the library cannot be verified: {unverified}", "--verify", AWAY)
+        if not unverified:
+            verification = _verify(plan, stage, by_hand["compile"], reporter, output)
+        return _result(plan, stage, out, verification, unverified)
 
 
 @contextmanager
@@ -84,11 +88,24 @@ def require_result(step: str, folder: Path, library: Path, by_hand: str) -> None
         )
 
 
+def _foreign(stage: Path) -> str:
+    """Why our engine has no way to run what mlc_llm was told to make; empty where it has."""
+    raw = load_json(stage / CONFIG_NAME)
+    for key in ("tensor_parallel_shards", "pipeline_parallel_stages"):
+        if (raw.get(key) or 1) != 1:
+            return f"{key} is {raw[key]}, and mlcawq's engine runs a model on one device"
+    if (raw.get("sliding_window_size") or -1) > 0:
+        return (
+            f"the library keeps a rolling cache of {raw['sliding_window_size']} tokens, which "
+            "mlcawq's engine does not have"
+        )
+    return ""
+
+
 def _verify(
     plan: Plan, stage: Path, by_hand: str, reporter: Reporter, output: IO[bytes] | None
-) -> Verification | None:
-    if plan.mode == "off" or plan.target.target is None:
-        return None
+) -> Verification:
+    assert plan.target.target is not None  # or there would be a reason not to verify
     reporter.stage("verification")
     if plan.mode == "full":
         return verify_full(stage, plan.checkpoint.folder, plan.target.kind)
@@ -122,7 +139,9 @@ def part_config(folder: Path, part: ModelConfig, sizes: CompileSettings) -> dict
     return {**raw, **asdict(sizes), "model_config": model}
 
 
-def _result(plan: Plan, stage: Path, out: Path, verification: Verification | None) -> BuildResult:
+def _result(
+    plan: Plan, stage: Path, out: Path, verification: Verification | None, unverified: str
+) -> BuildResult:
     raw = load_json(stage / CONFIG_NAME)
     cache = next(stage / name for name in TENSOR_CACHES if (stage / name).is_file())
     metadata = load_json(cache).get("metadata") or {}
@@ -152,6 +171,6 @@ def _result(plan: Plan, stage: Path, out: Path, verification: Verification | Non
         conv_template=str(named),
         template_differences=plan.template.differences,
         verification=verification,
-        unverified=plan.unverified,
+        unverified=unverified,
         via=str(plan.program.interpreter),
     )

@@ -143,6 +143,25 @@ def test_the_library_is_verified(fake: FakeMlc, tmp_path: Path) -> None:
     assert not (tmp_path / "wrong").exists()
 
 
+@pytest.mark.parametrize(
+    ("key", "why"),
+    [
+        ("tensor_parallel_shards", "tensor_parallel_shards is 2"),
+        ("sliding_window_size", "a rolling cache of 2 tokens"),
+    ],
+)
+def test_what_our_engine_does_not_run_is_built_and_not_verified(
+    key: str, why: str, fake: FakeMlc, awq: Path, tmp_path: Path
+) -> None:
+    fake.plays(config={key: 2})
+    result = build(awq, tmp_path / "out", request(fake), None, io.BytesIO())
+    assert result.verification is None
+    assert why in result.unverified
+    with pytest.raises(UserError, match="cannot be verified"):
+        build(awq, tmp_path / "other", request(fake, verify=True), None, io.BytesIO())
+    assert not (tmp_path / "other").exists()
+
+
 def test_large_models_are_verified_by_a_few_layers(
     fake: FakeMlc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
