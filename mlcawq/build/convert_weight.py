@@ -176,7 +176,7 @@ class _ShardWriter:
         record = {
             "name": parameter.name,
             "shape": list(array.shape),
-            "dtype": parameter.dtype,
+            "dtype": parameter.stored_dtype,
             "format": "raw",
             "nbytes": array.nbytes,
             "byteOffset": 0,

@@ -11,7 +11,7 @@ from mlcawq.checkpoint.config import ModelConfig
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.errors import Problem, raise_all
 from mlcawq.families import expected_tensors, find_family, linear_biases, linear_shapes
-from mlcawq.graph.settings import Quantization, quantized_linears
+from mlcawq.graph.settings import WORDS, Quantization, quantized_linears
 from tir_kernels.layouts import AUTOAWQ, SYMMETRIC_ZEROS, TILED, LinearShape
 from tir_kernels.pack_tiles import tile_qweight, tile_qzeros, tile_scales
 
@@ -51,6 +51,11 @@ class Parameter:
     axis: int = 0
     constant: int | None = None
     tiling: Tiling | None = None
+
+    @property
+    def stored_dtype(self) -> str:
+        """The type under which the parameter is stored; the bytes are those of `dtype`."""
+        return WORDS if self.dtype == "int32" else self.dtype
 
     @property
     def nbytes(self) -> int:

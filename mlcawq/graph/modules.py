@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from mlcawq.graph._tvm import Target, nn, op
-from mlcawq.graph.settings import Quantization
+from mlcawq.graph.settings import WORDS, Quantization
 from tir_kernels import dispatch
 from tir_kernels.dispatch import kernels_for
+from tir_kernels.foreign import with_unsigned_words
 from tir_kernels.layouts import AUTOAWQ, LinearShape
 
 
@@ -34,13 +35,13 @@ class AWQLinear(nn.Module):
         layout = quantization.weight_layout or AUTOAWQ
         assert group_size is not None
         arrays = LinearShape(K, N, group_size).parameters(layout, dtype)
-        self.qweight = nn.Parameter(*arrays["qweight"])
-        self.qzeros = nn.Parameter(*arrays["qzeros"])
+        self.qweight = nn.Parameter(arrays["qweight"][0], WORDS)
+        self.qzeros = nn.Parameter(arrays["qzeros"][0], WORDS)
         self.scales = nn.Parameter(*arrays["scales"])
         self.bias = nn.Parameter((N,), dtype) if bias else None
         self.out_features = N // 2 if silu else N
         self.dtype = dtype
-        self.kernel = dispatch.w4a16_linear(
+        kernel = dispatch.w4a16_linear(
             target,
             K,
             N,
@@ -51,6 +52,7 @@ class AWQLinear(nn.Module):
             silu=silu,
             scale_dtype=dtype,
         )
+        self.kernel = with_unsigned_words(kernel)
         epilogue = f"{'_bias' if bias else ''}{'_silu' if silu else ''}"
         self.kernel_name = f"w4a16_{K}x{N}_g{group_size}{epilogue}"
 

@@ -11,6 +11,7 @@ from mlcawq.graph.rope import context_limit
 from tir_kernels.layouts import AUTOAWQ, LAYOUTS, TILED
 
 PAGE_SIZE = 16  # tokens in a page of the KV cache; the kernels are compiled for it
+WORDS = "uint32"  # the type of packed weights in folders and libraries, mlc_llm's; kernels: int32
 _SUFFIXES = {"": 128, "_g64": 64, "_g32": 32}  # of AWQ names, and the group size they stand for
 _DTYPES = {"f16": "float16", "f32": "float32"}
 _DENSE = {f"q0{short}": dtype for short, dtype in _DTYPES.items()}

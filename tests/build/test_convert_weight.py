@@ -111,7 +111,7 @@ def test_float32_beside_quantized_weights(tmp_path: Path) -> None:
         result = convert_weight(awq, out, "q4f32_autoawq_g32", weight_layout=layout)
         parameters = read_parameters(out)
         assert result.quantization == "q4f32_autoawq_g32"
-        assert {str(array.dtype) for array in parameters.values()} == {"int32", "float32"}
+        assert {str(array.dtype) for array in parameters.values()} == {"uint32", "float32"}
     half = tmp_path / "half"
     convert_weight(awq, half)
     name = "model.layers.0.mlp.down_proj.scales"
