@@ -74,6 +74,12 @@ class _GenConfig(_OnCheckpoint):
     def run(self, **arguments: Any) -> None:
         view = self.view
         if view is None:
+            if arguments["conv_template"] is None:
+                raise UserError.one(
+                    "a preset has no chat template to find one from",
+                    "--conv-template",
+                    "name a conversation template of mlc_llm",
+                )
             self.original(**arguments)
             return
         model, out = arguments["model"], arguments["output"]
