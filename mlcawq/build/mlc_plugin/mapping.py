@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -64,23 +65,36 @@ class AwqMapping:
 
     def check(self, reader: TensorReader) -> None:
         """Raises one UserError naming every tensor that is missing, has another shape or type than
-        the model needs, or belongs to no parameter.
+        the model needs, or belongs to no parameter of a module that the model has.
         """
         where = str(reader.folder)
         sources = self.without_missing_zeros(reader)
-        used = {source for names in sources.values() for source in names}
+        used = self._used(reader)
+        modules = {_module(name) for name in used}
         problems = [
             Problem(f"tensor {name} is missing", where) for name in used if name not in reader
         ]
         problems += [
             Problem(f"{name} is not part of this architecture as config.json describes it", where)
             for name in reader.names
-            if name not in used and not self._ignored(name, used, reader)
+            if name not in used
+            and (_module(name) in modules or name == HEAD)
+            and not self._ignored(name, used, reader)
         ]
         for name, names in sources.items():
             if names and all(source in reader for source in names):
                 problems += self._misfits(name, names, reader)
         raise_all(sorted(problems, key=lambda problem: problem.what))
+
+    def left_out(self, reader: TensorReader) -> list[str]:
+        """Modules of the checkpoint that the model does not have: its eyes and ears, say."""
+        used = self._used(reader)
+        modules = {_module(name) for name in used}
+        others = {_module(name) for name in reader.names if not self._ignored(name, used, reader)}
+        return sorted(others - modules - {_module(HEAD)})
+
+    def _used(self, reader: TensorReader) -> set[str]:
+        return {name for names in self.without_missing_zeros(reader).values() for name in names}
 
     def _ignored(self, name: str, used: set[str], reader: TensorReader) -> bool:
         # Rotary frequencies follow from the config.
@@ -120,6 +134,12 @@ class AwqMapping:
         if given != wanted:
             unit = f"words of {PACK} columns" if part != "scales" else "columns"
             yield Problem(f"{name} needs {wanted} {unit}, found {given}", where)
+
+
+def _module(tensor: str) -> str:
+    """The module that a tensor belongs to: up to the number of a block, where it is in one."""
+    parts = tensor.split(".")[:-1]
+    return ".".join(itertools.takewhile(lambda part: not part.isdigit(), parts))
 
 
 def _same(name: str, other: str, reader: TensorReader) -> bool:

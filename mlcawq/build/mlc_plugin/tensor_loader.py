@@ -6,6 +6,7 @@ tensor is missing.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,10 @@ class TensorLoader:
         self.mapping = mapping
         self.reader = TensorReader(path if path.is_dir() else path.parent)
         mapping.check(self.reader)
+        for module in mapping.left_out(self.reader):
+            sys.stderr.write(
+                f"warning: mlc_llm's model has no {module}: its tensors are left out\n"
+            )
         self.stats = Stats(total_param_num=mapping.float_parameters(self.reader))
 
     def load(self, device: Any, preshard_funcs: None = None) -> Iterator[tuple[str, Any]]:

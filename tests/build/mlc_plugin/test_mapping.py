@@ -59,14 +59,22 @@ def test_fitting_checkpoints_pass(tmp_path: Path) -> None:
 def test_everything_that_is_wrong_is_named_at_once(tmp_path: Path) -> None:
     content = tensors()
     del content["q.scales"]
-    content |= {"extra.weight": np.ones(1, np.float16), "norm.weight": np.ones(65, np.float16)}
+    content |= {"norm.bias": np.ones(1, np.float16), "norm.weight": np.ones(65, np.float16)}
     with pytest.raises(UserError) as error:
         mapping().check(reader(tmp_path, content))
     assert [problem.what for problem in error.value.problems] == [
-        "extra.weight is not part of this architecture as config.json describes it",
+        "norm.bias is not part of this architecture as config.json describes it",
         "norm.weight needs shape [64], found [65]",
         "tensor q.scales is missing",
     ]
+
+
+def test_modules_that_the_model_does_not_have_are_left_out(tmp_path: Path) -> None:
+    eyes = {f"eyes.blocks.{i}.weight": np.ones(1, np.float16) for i in range(2)}
+    rotary = {"old.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    found = reader(tmp_path, {**tensors(), **eyes, **rotary})
+    mapping().check(found)
+    assert mapping().left_out(found) == ["eyes.blocks"]
 
 
 @pytest.mark.parametrize(
