@@ -242,8 +242,8 @@ def _unverifiable(
 
 
 def notes(program: Program) -> list[str]:
-    interpreter = program.interpreter
     """What a user should read about the environment: what is used, and what may go wrong."""
+    interpreter = program.interpreter
     lines = [f"{interpreter} ({interpreter.python})"]
     return lines + [
         f"warning: {skew.what}\n  -> {skew.fix}"
