@@ -129,11 +129,11 @@ class Conversation:
         out: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
-            if value is None or (f.name in _OURS and not value):
+            if f.name in _OURS and not value:
                 continue
             if isinstance(value, Mapping):
                 value = dict(value)
-            elif not isinstance(value, (str, bool)):
+            elif value is not None and not isinstance(value, (str, bool)):
                 value = [list(v) if isinstance(v, tuple) else v for v in value]
             out[f.name] = value
         return out
