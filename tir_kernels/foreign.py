@@ -1,7 +1,7 @@
-"""Kernels in the form in which compilers other than ours take them.
+"""Kernels in the form in which modules of mlc_llm's kind take them.
 
-mlc_llm's modules hold 4-bit weights as uint32 where kernels read int32, and its passes look into a
-function's root block, which kernels written as plain loops do not have.
+Such modules hold 4-bit weights as uint32, where kernels read int32; and passes over them look into
+a function's root block, which kernels written as plain loops do not have.
 """
 
 from __future__ import annotations

@@ -32,10 +32,10 @@ class LibraryDriver:
         names = [parameter["name"] for parameter in self.metadata["params"]]
         self.params = _function("vm.builtin.param_array_from_cache_by_name")(names)
         _function("vm.builtin.tensor_cache.clear")()
-        self.params = [
-            self._fitting(value, parameter)
-            for parameter, value in zip(self.metadata["params"], self.params, strict=True)
-        ]
+        for parameter, value in zip(self.metadata["params"], self.params, strict=True):
+            for size, wanted in zip(value.shape, parameter["shape"], strict=True):
+                assert isinstance(wanted, str) or size == wanted  # a name: mlc_llm's vocabulary
+            assert str(value.dtype) == parameter["dtype"]
         self.cache = self.vm["create_tir_paged_kv_cache"](
             Shape([self.metadata["max_batch_size"]]),
             Shape([capacity]),
@@ -43,18 +43,6 @@ class LibraryDriver:
             Shape([16]),
             Shape([0]),
         )
-
-    def _fitting(self, value: Any, parameter: dict[str, Any]) -> Any:
-        """`value` as the library wants it: mlc_llm's packed words are unsigned, and its sizes of
-        vocabularies are names.
-        """
-        for size, wanted in zip(value.shape, parameter["shape"], strict=True):
-            assert isinstance(wanted, str) or size == wanted
-        given, dtype = str(value.dtype), parameter["dtype"]
-        if given == dtype:
-            return value
-        assert {given, dtype} == {"int32", "uint32"}
-        return self.tensor(value.numpy().view(dtype))
 
     def add(self, sequence: int) -> None:
         _function("vm.builtin.kv_state_add_sequence")(self.cache, sequence)
