@@ -68,6 +68,7 @@ def room(target: Target) -> dict[str, PrimFunc]:
         "silu_multiply": kernels.silu_multiply(target, 14336, dtype),
         "split_rotary": kernels.split_rotary(target, heads, kv_heads, head_dim, dtype, 1.0),
         "take_rows": kernels.take_rows(target, 4096, dtype),
+        "expert_sums": kernels.expert_sums(target, 128, 8),
         "last_row": kernels.last_row(target, 4096, dtype),
         "softmax_with_temperature": kernels.softmax_with_temperature(target),
         "apply_logit_bias_inplace": kernels.apply_logit_bias_inplace(target),

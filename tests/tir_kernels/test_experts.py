@@ -103,6 +103,17 @@ def test_decode(backend: Backend, rng: Random, x_rows: int, rows: int) -> None:
     check_decode(backend, rng, CASES[x_rows // 3], "float16", x_rows, rows)
 
 
+@pytest.mark.parametrize(("experts", "chosen"), [(4, 2), (60, 3)])
+def test_expert_sums(backend: Backend, rng: Random, experts: int, chosen: int) -> None:
+    kernel = backend.compile(backend.kernels.expert_sums(backend.target, experts, chosen))
+    for n in (1, 2, 7, 255, 256, 300, 1025):
+        indices = rng.random((n, experts)).argsort(axis=1)[:, :chosen].astype(np.int32)
+        sums = np.full(experts * n, -1, np.int32)
+        kernel(indices, sums)
+        goes = (indices[:, :, None] == np.arange(experts)).any(axis=1)
+        assert (sums == goes.T.ravel().cumsum()).all(), (n, rng.seed)
+
+
 @pytest.mark.parametrize("name", ["cpu", "vulkan"])
 def test_float32(name: str, rng: Random) -> None:
     backend = backend_named(name)

@@ -8,6 +8,7 @@ from tir_kernels.cpu.attention import (
 )
 from tir_kernels.cpu.dense import dense_linear
 from tir_kernels.cpu.elementwise import add_rms_norm, qk_norm, rms_norm, silu_multiply
+from tir_kernels.cpu.expert_sums import expert_sums
 from tir_kernels.cpu.experts import w4a16_experts_decode, w4a16_experts_grouped
 from tir_kernels.cpu.logits import (
     apply_bitmask_inplace,
@@ -31,6 +32,7 @@ __all__ = [
     "attention_prefill_ragged",
     "copy_page",
     "dense_linear",
+    "expert_sums",
     "gather_rows",
     "last_row",
     "merge_state",

@@ -6,6 +6,7 @@ They hold for WGSL's limits and need no subgroups (`blocks`). Sums are fp32.
 from tir_kernels.gpu.activation import silu_multiply
 from tir_kernels.gpu.attention_decode import attention_decode_paged
 from tir_kernels.gpu.attention_prefill import attention_prefill_paged, attention_prefill_ragged
+from tir_kernels.gpu.expert_sums import expert_sums
 from tir_kernels.gpu.logits import (
     apply_bitmask_inplace,
     apply_logit_bias_inplace,
@@ -36,6 +37,7 @@ __all__ = [
     "attention_prefill_paged",
     "attention_prefill_ragged",
     "copy_page",
+    "expert_sums",
     "gather_rows",
     "last_row",
     "merge_state",

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tvm
 from tvm import IRModule, tirx
 from tvm.relax.frontend.nn import Tensor, op
 from tvm.script import tirx as T  # noqa: N812 - TVMScript's own name for it
+from tvm.target import Target
 from tvm.tirx.stmt_functor import ir_transform
+
+from tir_kernels import dispatch
+from tir_kernels.foreign import with_root_block
 
 
 def install() -> None:
@@ -16,8 +21,8 @@ def install() -> None:
     from mlc_llm.op import moe_misc
 
     moe_misc._gating_topk_init_local_top_k = start_top_k
-    if not hasattr(tirx.PrimFunc, "buffer_map"):
-        moe_misc.get_indptr = get_indptr
+    moe_misc.get_indptr = get_indptr
+    moe_misc.moe_cumsum = _with_kernels(moe_misc.moe_cumsum)
 
 
 def start_top_k(k: int, dtype: str, values: Any, indices: Any) -> None:
@@ -31,12 +36,36 @@ def start_top_k(k: int, dtype: str, values: Any, indices: Any) -> None:
         T.buffer_store(indices, t, indices=[t])
 
 
+def _with_kernels(theirs: Callable[[Tensor, int], Tensor]) -> Callable[[Tensor, int], Tensor]:
+    """mlc_llm's moe_cumsum by a kernel of ours, where the target that is compiled for has one.
+
+    On GPUs, mlc_llm takes TVM's cumsum: several launches, and views of its input and output of
+    which TVM 0.26 does not know when it plans memory, so that it hands out the same memory again.
+    """
+
+    def moe_cumsum(expert_indices: Tensor, num_local_experts: int) -> Tensor:
+        target = Target.current(allow_none=True)
+        try:
+            kernels = None if target is None else dispatch.kernels_for(target)
+        except NotImplementedError:
+            kernels = None
+        if kernels is None:
+            return theirs(expert_indices, num_local_experts)
+        tokens, chosen = expert_indices.shape
+        count = kernels.expert_sums(target, num_local_experts, chosen)
+        out = Tensor.placeholder([tokens * num_local_experts], "int32")
+        return op.tensor_ir_op(with_root_block(count), "expert_sums", [expert_indices], out)
+
+    return moe_cumsum
+
+
 def get_indptr(
     cumsum: Tensor, num_local_experts: int, batch_size: Any, inclusive: bool, out_dtype: str
 ) -> Tensor:
     """How many rows the experts up to each have: out_dtype [E + 1] from 0 on, or [E] if inclusive.
 
-    As mlc_llm's, which on a TVM without `buffer_map` gives a call its scalar in the wrong place.
+    As mlc_llm's, whose kernel takes a number beside tensors, in a place where it is no longer
+    looked for from TVM 0.26 on.
     cumsum int32 [E * batch_size]: over tokens, expert after expert, of whether one goes there.
     """
     before = 1 if inclusive else 0
