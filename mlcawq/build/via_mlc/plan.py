@@ -79,7 +79,7 @@ class Plan:
                 self.template.name or conversation,
                 weight_layout=self.weight_layout,
                 **self.sizes,
-                extra=self.extra.gen_config,
+                extra=(*window_arguments(self.checkpoint, self.program), *self.extra.gen_config),
             ),
             "convert_weight": commands.convert_weight(
                 self.program,
@@ -207,6 +207,15 @@ def sizes_of(checkpoint: MlcCheckpoint, asked: BuildRequest) -> dict[str, int | 
         if value is not None and value <= 0
     )
     return dict(zip(names, (*given[:2], given[2] or _BATCH), strict=True))
+
+
+def window_arguments(checkpoint: MlcCheckpoint, program: Program) -> tuple[str, ...]:
+    """For mistral, whose cache mlc_llm would let roll over a window that the context never
+    outgrows: `sizes_of` keeps it as short as the window, where the result is the same.
+    """
+    config = checkpoint.config
+    rolls = config is not None and config.model_type == "mistral" and config.sliding_window
+    return ("--sliding-window-size", "-1") if rolls and program.plugin else ()
 
 
 def _verification(

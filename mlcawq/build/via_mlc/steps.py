@@ -22,7 +22,7 @@ from mlcawq.build.via_mlc.checkpoint import MlcCheckpoint
 from mlcawq.build.via_mlc.commands import Program
 from mlcawq.build.via_mlc.interpreter import find_mlc
 from mlcawq.build.via_mlc.pipeline import TENSOR_CACHES, require_result, without_litter
-from mlcawq.build.via_mlc.plan import MlcRequest, layout_of, notes, sizes_of
+from mlcawq.build.via_mlc.plan import MlcRequest, layout_of, notes, sizes_of, window_arguments
 from mlcawq.build.via_mlc.run import run_step
 from mlcawq.build.via_mlc.template import MlcTemplate, choose_template
 from mlcawq.checkpoint.config import load_json
@@ -132,7 +132,7 @@ def gen_config(checkpoint: Path, out: Path, request: MlcRequest) -> Step:
             template.name or conversation,
             weight_layout=layout,
             **known_sizes,
-            extra=request.extra.gen_config,
+            extra=(*window_arguments(described, program), *request.extra.gen_config),
         )
 
     told = (*notes(program), *template.report())

@@ -193,6 +193,19 @@ def test_families_that_only_mlc_llm_knows(fake: FakeMlc, awq: Path, tmp_path: Pa
     assert "already quantized with 'gptq'" in refusal(fake, gptq)
 
 
+def test_a_window_that_the_context_never_outgrows_does_not_roll(
+    fake: FakeMlc, awq: Path, tmp_path: Path
+) -> None:
+    windowed = variant(awq, tmp_path / "windowed", model_type="mistral", sliding_window=64)
+    plan = planned(fake, windowed, extra="--attention-sink-size 2")
+    words = plan.steps(Path("/out"), "")["gen_config"]
+    assert words[words.index("--context-window-size") + 1] == "64"
+    # The user's own arguments come last, and win.
+    assert words[-4:] == ["--sliding-window-size", "-1", "--attention-sink-size", "2"]
+    plain = planned(fake, variant(awq, tmp_path / "plain", model_type="llama"))
+    assert "--sliding-window-size" not in plain.steps(Path("/out"), "")["gen_config"]
+
+
 def quantized(**changed: Any) -> dict[str, Any]:
     return {
         "quant_method": "awq",
