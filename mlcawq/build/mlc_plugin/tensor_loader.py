@@ -17,8 +17,9 @@ from mlc_llm.loader.stats import Stats
 from tvm.runtime import tensor as as_tensor
 
 from mlcawq.build.loading_order import loading_order
+from mlcawq.build.mlc_plugin.dequantized import DequantizingReader
 from mlcawq.build.mlc_plugin.mapping import AwqMapping
-from mlcawq.checkpoint.tensors import INDEX, SINGLE, TensorReader
+from mlcawq.checkpoint.tensors import INDEX, SINGLE
 from mlcawq.errors import UserError
 
 
@@ -40,7 +41,8 @@ class TensorLoader:
 
     def __init__(self, path: Path, mapping: AwqMapping) -> None:
         self.mapping = mapping
-        self.reader = TensorReader(path if path.is_dir() else path.parent)
+        unquantized = [source for name in mapping.shapes for source in mapping.param_map[name]]
+        self.reader = DequantizingReader(path if path.is_dir() else path.parent, unquantized)
         mapping.check(self.reader)
         for module in mapping.left_out(self.reader):
             sys.stderr.write(

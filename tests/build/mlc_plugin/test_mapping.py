@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from mlcawq.build.mlc_plugin.mapping import AwqMapping
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.errors import UserError
-from tir_kernels.layouts import LinearShape
+from tir_kernels.layouts import ExpertsShape, LinearShape
 
 Tensors = dict[str, np.ndarray]
 
@@ -54,6 +54,25 @@ def test_fitting_checkpoints_pass(tmp_path: Path) -> None:
     found = reader(tmp_path, {**tensors(), **extra})
     mapping().check(found)
     assert mapping().float_parameters(found) == 64 + 640 + 64 * 48
+
+
+def test_experts_take_a_tensor_of_each(tmp_path: Path) -> None:
+    content: Tensors = {}
+    made = AwqMapping(linears={"moe": ExpertsShape(64, 16, 32, 3)})
+    for part, array in (
+        ("qweight", np.zeros((64, 2), np.int32)),
+        ("qzeros", np.zeros((2, 2), np.int32)),
+        ("scales", np.ones((2, 16), np.float16)),
+    ):
+        names = [f"{expert}.{part}" for expert in range(3)]
+        made.add_mapping(f"moe.{part}", names, np.asarray)
+        content |= dict.fromkeys(names, array)
+    found = reader(tmp_path, content)
+    made.check(found)
+    assert made.float_parameters(found) == 3 * 64 * 16
+    content["1.scales"] = np.ones((2, 8), np.float16)
+    with pytest.raises(UserError, match=r"moe\.scales needs 48 columns, found 40"):
+        made.check(reader(tmp_path, content))
 
 
 def test_everything_that_is_wrong_is_named_at_once(tmp_path: Path) -> None:

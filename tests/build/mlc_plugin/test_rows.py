@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mlcawq.build.mlc_plugin.rows import Fuse, fuse_columns, fuse_words, row_order
+from mlcawq.build.mlc_plugin.rows import Fuse, by_expert, fuse_columns, fuse_words, row_order
 from tir_kernels.reference import pack, unpack
 
 
@@ -27,6 +27,20 @@ def test_packed_columns_are_fused_as_rows_are(fuse: Fuse, sizes: list[int]) -> N
     expected = fuse(*[part.T for part in values]).T
     np.testing.assert_array_equal(unpack(words), expected)
     np.testing.assert_array_equal(fuse_columns(fuse, values), expected)
+
+
+def test_experts_are_put_apart_from_each_other() -> None:
+    def stack(*weights: np.ndarray) -> np.ndarray:
+        """gate and up of each of two experts -> [2, gate and up, K]."""
+        pairs = (np.concatenate(weights[i : i + 2]) for i in range(0, len(weights), 2))
+        return np.stack(list(pairs)).astype(np.float16)
+
+    random = np.random.default_rng(0)
+    values = [random.integers(0, 16, (5, 16), np.uint8) for _ in range(4)]
+    words = by_expert(fuse_words(stack, [pack(part) for part in values]), 2)
+    expected = stack(*[part.T for part in values]).transpose(0, 2, 1)
+    np.testing.assert_array_equal([unpack(of_one) for of_one in words], expected)
+    np.testing.assert_array_equal(by_expert(fuse_columns(stack, values), 2), expected)
 
 
 def test_rows_beyond_the_exact_numbers_of_float16_are_told_apart() -> None:
