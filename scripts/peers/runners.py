@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from mlcawq.checkpoint.config import read_config
 from mlcawq.checkpoint.hf_config import portable_config
@@ -16,15 +16,19 @@ from mlcawq.checkpoint.writing import write_json
 from mlcawq.errors import UserError
 
 _HERE = Path(__file__).resolve().parent
-_DEFAULT = _HERE.parent.parent / ".peers" / "autoawq" / "bin" / "python"
+_ENVIRONMENTS = _HERE.parent.parent / ".peers"
 
 
-class _Runner:
-    """Jobs as JSON files for a script under some interpreter."""
+class Runner:
+    """Jobs as JSON files for a script under some interpreter.
+
+    methods: what the job key "method" can be, by the names that tables show.
+    """
 
     name: str
     python: Path
     script: str
+    methods: ClassVar[dict[str, str]]
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
         """Have one job done: see the script. Raises UserError, after its log, when it fails."""
@@ -42,36 +46,51 @@ class _Runner:
             content: dict[str, Any] = json.loads(result.read_text())
             return content
 
+    def readable(self, folder: Path, out: Path) -> Path:
+        """The checkpoint `folder` as this quantizer can read it; `out` is there to be made."""
+        return folder
 
-class Ours(_Runner):
+
+class Ours(Runner):
     """This project, under the interpreter that runs now."""
 
     name = "mlcawq"
     python = Path(sys.executable)
     script = "ours_runner.py"
+    methods: ClassVar = {name: name for name in ("rtn", "awq", "gptq", "awq+gptq")}
 
 
-class AutoAwq(_Runner):
-    """AutoAWQ 0.2.9, corrected for the CPU (autoawq_runner.py).
+class Peer(Runner):
+    """Another project, corrected for the CPU where its script says so.
 
-    python: its interpreter; None takes MLCAWQ_AUTOAWQ_PYTHON, or what setup_autoawq.sh makes.
+    key: names setup_KEY.sh, KEY_runner.py and MLCAWQ_KEY_PYTHON.
+    python: its interpreter; None takes that variable, or what the setup script makes.
     Raises UserError when there is none.
     """
 
-    name = "AutoAWQ"
-    script = "autoawq_runner.py"
+    key: str
 
     def __init__(self, python: Path | None = None) -> None:
-        self.python = python or Path(os.environ.get("MLCAWQ_AUTOAWQ_PYTHON", _DEFAULT))
+        made = _ENVIRONMENTS / self.key / "bin" / "python"
+        variable = f"MLCAWQ_{self.key.upper()}_PYTHON"
+        self.script = f"{self.key}_runner.py"
+        self.python = python or Path(os.environ.get(variable, made))
         if not self.python.is_file():
             raise UserError.one(
-                "no AutoAWQ environment there",
+                f"no {self.name} environment there",
                 str(self.python),
-                "make one with scripts/peers/setup_autoawq.sh, or name its Python with --autoawq",
+                f"make one with scripts/peers/setup_{self.key}.sh, or name its Python with "
+                f"--{self.key} or {variable}",
             )
 
-    @staticmethod
-    def readable(folder: Path, out: Path) -> Path:
+
+class AutoAwq(Peer):
+    """AutoAWQ 0.2.9."""
+
+    name, key = "AutoAWQ", "autoawq"
+    methods: ClassVar = {"AutoAWQ": "awq"}
+
+    def readable(self, folder: Path, out: Path) -> Path:
         """Links to a checkpoint's files beside a config.json that transformers 4.51 reads."""
         out.mkdir(parents=True)
         for file in folder.iterdir():
@@ -79,3 +98,27 @@ class AutoAwq(_Runner):
                 (out / file.name).symlink_to(file.resolve())
         write_json(out / "config.json", portable_config(read_config(folder)))
         return out
+
+
+class GptqModel(Peer):
+    """GPTQModel: GPTQ and AWQ."""
+
+    name, key = "GPTQModel", "gptqmodel"
+    methods: ClassVar = {"GPTQModel GPTQ": "gptq", "GPTQModel AWQ": "awq"}
+
+
+class AutoRound(Peer):
+    """AutoRound: rounding learned by signed gradient."""
+
+    name, key = "AutoRound", "autoround"
+    methods: ClassVar = {"AutoRound": "signround"}
+
+
+class LlmCompressor(Peer):
+    """llm-compressor: AWQ and GPTQ."""
+
+    name, key = "llm-compressor", "llmcompressor"
+    methods: ClassVar = {"llm-compressor AWQ": "awq", "llm-compressor GPTQ": "gptq"}
+
+
+PEERS: tuple[type[Peer], ...] = (AutoAwq, GptqModel, AutoRound, LlmCompressor)
