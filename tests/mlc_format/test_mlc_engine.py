@@ -11,15 +11,25 @@ import torch
 import tvm
 from transformers import AutoModelForCausalLM
 
-from tests.built_model import CHUNK, built_tiny_llama
+from mlcawq.build.compile import compile_model
+from mlcawq.checkpoint.config import read_config
+from mlcawq.engine.devices import Missing, find_device
+from tests.built_model import BATCH, CHUNK, CONTEXT, built_tiny_llama
 from tests.graph.built_library import error
 from tests.mlc_format.engine import MlcEngine
 from tests.mlc_steps import run_step
 from tests.tiny_models import make_tiny_model
+from tests.vulkan_device import needs_vulkan
 
 EXACT = 1e-5
 # mlc_llm stores float32 parameters as bfloat16.
 ROUNDED = 2e-2
+
+
+def vulkan() -> Any:
+    device = find_device("vulkan")
+    assert not isinstance(device, Missing)
+    return device.tvm
 
 
 def expected_logits(checkpoint: Path, ids: list[int]) -> np.ndarray:
@@ -48,6 +58,8 @@ def serve(engine: MlcEngine, ids: list[int], expected: np.ndarray, tolerance: fl
     engine.pop(1, 5)
     check(engine.batch_prefill({1: ids[17:19]}), 18)
     assert engine.total_length() == CHUNK + 10 + 19 + 30
+    if engine.gpu_sampler:  # our libraries for GPUs have no attention over trees of drafts
+        return
     check(engine.batch_verify({1: ids[19:24], 2: ids[30:33]}), *range(19, 24), *range(30, 33))
     engine.accept({1: 1, 2: 2})  # two of the five drafts, all three
     check(engine.batch_decode({1: ids[21], 2: ids[33]}), 21, 33)
@@ -99,6 +111,33 @@ def test_rows_of_drafts(ids: list[int]) -> None:
         np.testing.assert_array_equal(out.numpy(), table[[3, 1]])
     engine.function("scatter_probs")(tvm.runtime.tensor(table[:2]), rows, held)
     np.testing.assert_array_equal(held.numpy()[[3, 1]], table[:2])
+
+
+@needs_vulkan
+def test_drawing_on_a_gpu(ids: list[int], tmp_path: Path) -> None:
+    checkpoint, folder = built_tiny_llama()
+    sizes = {"context_window_size": CONTEXT, "prefill_chunk_size": CHUNK, "max_batch_size": BATCH}
+    library = compile_model(read_config(checkpoint), tmp_path / "lib.so", "vulkan", **sizes).path
+    engine = MlcEngine(folder, library, vulkan(), gpu_sampler=True)
+    expected = expected_logits(checkpoint, ids)
+    serve(engine, ids, expected, EXACT)
+
+    engine = MlcEngine(folder, library, vulkan(), gpu_sampler=True)
+    p = choose(engine, ids, expected)
+    probs = tvm.runtime.tensor(p, vulkan())
+    likeliest = int(p[0].argmax())
+    order = np.argsort(-p[1], kind="stable")
+    sums = np.cumsum(p[1, order])
+    u = float(sums[:2].mean())  # within the second of the likeliest tokens
+    assert engine.draw_before_top_p(probs, [1.0, 1.0], [0.4, u]) == [likeliest, order[1]]
+    # A nucleus of one token leaves no choice.
+    assert engine.draw(probs, [1.0, sums[0] / 2], [0.4, 0.99]) == [likeliest, order[0]]
+    tokens, taken, top, which = engine.draw_with_logprobs(probs, [0.4, 0.7], [1, 3])
+    in_order = np.cumsum(p[1].astype(np.float64))
+    assert tokens == [likeliest, int(np.argmax(in_order > 0.7 * in_order[-1]))]
+    np.testing.assert_array_equal(taken, p[[0, 1], tokens])
+    assert which.tolist() == [likeliest, *order[:3]]
+    np.testing.assert_array_equal(top, [1, *p[1, order[:3]]])
 
 
 @pytest.mark.mlc_llm
