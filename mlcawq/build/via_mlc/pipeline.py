@@ -46,19 +46,21 @@ def build(
     plan = check(checkpoint, out, request)
     for note in plan.notes:
         reporter.message(note)
-    by_hand = plan.by_hand(out)
+    by_hand, differences = plan.by_hand(out), 0
     with staged_folder(out, overwrite=request.build.overwrite) as stage:
         with plan.template.file() as file, without_litter(checkpoint):
             for step, argv in plan.steps(stage, file).items():
                 reporter.stage(f"mlc_llm {step}")
                 run_step(argv, by_hand[step], output)
                 require_result(step, stage, stage / plan.target.library, by_hand[step])
+                if step == "gen_config":
+                    differences = _template_differences(plan, stage, reporter)
         verification, unverified = None, plan.unverified or _foreign(stage)
         if unverified and request.build.verify:
             raise UserError.one(f"the library cannot be verified: {unverified}", "--verify", AWAY)
         if not unverified:
             verification = _verify(plan, stage, by_hand["compile"], reporter, output)
-        return _result(plan, stage, out, verification, unverified)
+        return _result(plan, stage, out, differences, verification, unverified)
 
 
 @contextmanager
@@ -102,6 +104,18 @@ def _foreign(stage: Path) -> str:
     return ""
 
 
+def _template_differences(plan: Plan, stage: Path, reporter: Reporter) -> int:
+    """Dialogues that the folder renders otherwise than the model does. mlc_llm's template of a name
+    may render otherwise than ours of that name, which is then told.
+    """
+    choice = plan.template.choice
+    if plan.template.name is not None:
+        choice = plan.template.written(plan.checkpoint.folder, stage)
+        for line in choice.report() if choice is not None and choice.differences else ():
+            reporter.message(line)
+    return len(choice.differences) if choice is not None else 0
+
+
 def _verify(
     plan: Plan, stage: Path, by_hand: str, reporter: Reporter, output: IO[bytes] | None
 ) -> Verification:
@@ -140,7 +154,12 @@ def part_config(folder: Path, part: ModelConfig, sizes: CompileSettings) -> dict
 
 
 def _result(
-    plan: Plan, stage: Path, out: Path, verification: Verification | None, unverified: str
+    plan: Plan,
+    stage: Path,
+    out: Path,
+    differences: int,
+    verification: Verification | None,
+    unverified: str,
 ) -> BuildResult:
     raw = load_json(stage / CONFIG_NAME)
     cache = next(stage / name for name in TENSOR_CACHES if (stage / name).is_file())
@@ -169,7 +188,7 @@ def _result(
             raw.get("max_batch_size") or raw["model_config"]["max_batch_size"],
         ),
         conv_template=str(named),
-        template_differences=plan.template.differences,
+        template_differences=differences,
         verification=verification,
         unverified=unverified,
         via=str(plan.program.interpreter),

@@ -13,13 +13,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from mlcawq.build.chat_config import CONFIG_NAME
 from mlcawq.build.chat_template import find_chat_template
-from mlcawq.build.conversation_match import TemplateChoice, choose
+from mlcawq.build.conversation_match import TemplateChoice, choose, compare
 from mlcawq.build.conversation_presets import preset
 from mlcawq.build.model_tokens import ModelTokens
 from mlcawq.build.tokenizer_files import copy_tokenizer
 from mlcawq.build.via_mlc.commands import VARIABLE
 from mlcawq.build.via_mlc.interpreter import MlcInterpreter
+from mlcawq.checkpoint.config import load_json
+from mlcawq.engine.conversation import Conversation
 from mlcawq.errors import UserError
 
 PLAIN = "LM"  # mlc_llm's name, and ours, of a template that adds nothing
@@ -35,9 +38,20 @@ class MlcTemplate:
     name: str | None
     choice: TemplateChoice | None
 
-    @property
-    def differences(self) -> int:
-        return len(self.choice.differences) if self.choice is not None else 0
+    def written(self, checkpoint: Path, folder: Path) -> TemplateChoice | None:
+        """What `folder` has of it after gen_config, None where that is no template.
+
+        mlc_llm's template of a name may render otherwise than ours of that name does.
+        """
+        content = load_json(folder / CONFIG_NAME).get("conv_template")
+        if not isinstance(content, dict):
+            return None
+        conversation = Conversation.from_dict(content, str(folder / CONFIG_NAME))
+        template = find_chat_template(checkpoint)
+        if template is None:
+            return TemplateChoice(conversation, "given")
+        tokens = ModelTokens.read(folder, checkpoint)
+        return TemplateChoice(conversation, "given", tuple(compare(conversation, template, tokens)))
 
     def text(self) -> str:
         """The template in MLC's schema, as JSON. Only where it is given as a file."""
