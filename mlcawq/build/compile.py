@@ -12,7 +12,12 @@ from mlcawq.build.link import find_tools
 from mlcawq.build.targets import resolve_target, target_device, target_record
 from mlcawq.checkpoint.config import ModelConfig
 from mlcawq.errors import UserError
-from mlcawq.graph.settings import check_layout, compile_settings, infer_quantization
+from mlcawq.graph.settings import (
+    check_dtype,
+    check_layout,
+    compile_settings,
+    infer_quantization,
+)
 
 if TYPE_CHECKING:
     from mlcawq.graph._tvm import Target
@@ -53,6 +58,7 @@ def compile_model(
     kind = infer_quantization(config, quantization, weight_layout)
     resolved = resolve_target(target) if isinstance(target, str) else target
     check_layout(kind.weight_layout, target_device(resolved))
+    check_dtype(kind, target_device(resolved))
     tools = find_tools(resolved)
 
     from mlcawq.graph.pipeline import build_module, compile_module

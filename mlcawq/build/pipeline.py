@@ -56,10 +56,12 @@ from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.graph.settings import (
     CompileSettings,
     Quantization,
+    check_dtype,
     check_layout,
     compile_settings,
     default_layout,
     infer_quantization,
+    quantization_named,
 )
 
 if TYPE_CHECKING:
@@ -248,6 +250,8 @@ def _quantization(
             "leave it out; it is for AWQ checkpoints",
         )
     check_layout(kind.weight_layout, device)
+    if device is not None:
+        check_dtype(kind, device)
     check_type(request.target, kind.name)
     return kind
 
@@ -298,7 +302,9 @@ def compile_folder(
     if config is not None:
         collect(lambda: check_folder(out.parent if out is not None else folder))
     if config is not None and resolved is not None:
-        collect(lambda: check_layout(config.weight_layout, target_device(resolved)))
+        device, kind = target_device(resolved), quantization_named(config.quantization)
+        collect(lambda: check_layout(config.weight_layout, device))
+        collect(lambda: check_dtype(kind, device))
         collect(lambda: check_type(target, config.quantization))
     raise_all(problems)
     assert config is not None

@@ -61,6 +61,15 @@ def check_layout(layout: str | None, target_kind: str | None = None) -> None:
         )
 
 
+def check_dtype(quantization: Quantization, target_kind: str) -> None:
+    """Raises UserError for a type of activations that a target has no kernels for."""
+    if target_kind == "cuda" and quantization.dtype == "float32":
+        raise UserError.one(
+            f"{quantization.name} computes in float32, which the CUDA kernels do not",
+            fix=f"build with --quantization {quantization.name.replace('f32', 'f16')}",
+        )
+
+
 def quantization_named(name: str, weight_layout: str | None = None) -> Quantization:
     """weight_layout: of AWQ names, by default the stock one. Raises UserError that lists the known
     names.

@@ -61,6 +61,13 @@ def test_targets_that_are_refused(target: str, words: str) -> None:
         resolve_target(target)
 
 
+def test_float32_is_refused_for_cuda(tmp_path: Path) -> None:
+    config = read_config(make_tiny_model(tmp_path / "model"))
+    with pytest.raises(UserError, match=r"float32.*\n.*--quantization q0f16"):
+        compile_model(config, tmp_path / "lib.so", "cuda:sm_80", "q0f32")
+    assert not (tmp_path / "lib.so").exists()
+
+
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
