@@ -15,13 +15,13 @@ from mlc_llm.loader import LOADER, ExternMapping, QuantizeMapping
 from mlc_llm.model import MODELS
 from tvm.relax.frontend import nn
 
-from mlcawq.build.mlc_plugin.mapping import PARTS, SYMMETRIC_ZEROS, AwqMapping
+from mlcawq.build.mlc_plugin.mapping import PARTS, AwqMapping
 from mlcawq.build.mlc_plugin.quantization import AwqQuantization, quantize_linears
 from mlcawq.build.mlc_plugin.rows import Fuse, by_expert, fuse_columns, fuse_words
 from mlcawq.build.mlc_plugin.tensor_loader import awq_loader
 from mlcawq.build.weight_plan import Tiling
 from mlcawq.errors import Problem, UserError, raise_all
-from tir_kernels.layouts import AUTOAWQ, ExpertsShape, LinearShape
+from tir_kernels.layouts import AUTOAWQ, SYMMETRIC_ZEROS, ExpertsShape, LinearShape
 
 _FLOAT_SOURCE = "huggingface-safetensor"
 # Models of two networks, which mlc_llm quantizes and maps for AWQ by hand.
@@ -141,7 +141,7 @@ class _Fused:
             fused = fuse_words(self.fuse, arrays)
         else:
             stock, _ = self.shape.parameters(AUTOAWQ)[self.part]
-            fused = np.full(stock, SYMMETRIC_ZEROS).view(np.int32)
+            fused = np.full(stock, SYMMETRIC_ZEROS, np.int32)
         if arrays and isinstance(self.shape, ExpertsShape):
             fused = by_expert(fused, self.shape.experts)
         tiled = fused if self.tiling is None else self.tiling(fused)

@@ -14,7 +14,6 @@ from mlcawq.errors import Problem, raise_all
 from tir_kernels.layouts import AUTOAWQ, PACK, LinearShape
 
 PARTS = ("qweight", "qzeros", "scales")
-SYMMETRIC_ZEROS = np.uint32(0x88888888)  # eight nibbles of 8: the middle of 0..15
 HEAD = "lm_head.weight"
 _FLOATS = ("F16", "BF16", "F32")
 
@@ -29,7 +28,7 @@ class AwqMapping:
     shapes: of every parameter that is not an array of a quantized linear; None for a size that
         the model leaves open.
     linears: the quantized linears, by MLC's name.
-    symmetric: whether qzeros may be missing, which are then SYMMETRIC_ZEROS.
+    symmetric: whether qzeros may be missing, which are then `tir_kernels.layouts.SYMMETRIC_ZEROS`.
     """
 
     param_map: dict[str, list[str]] = field(default_factory=dict)
