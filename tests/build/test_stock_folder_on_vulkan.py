@@ -15,7 +15,7 @@ from mlcawq.build.pipeline import BuildRequest, build, compile_folder
 from mlcawq.engine.artifact import read_folder
 from mlcawq.engine.runtime import ModelRuntime
 
-pytestmark = needs_vulkan
+pytestmark = [needs_vulkan, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
