@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import stat
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +189,15 @@ class FakeMlc:
     def pids(self) -> list[int]:
         """The processes of a step that hangs."""
         return list(json.loads((self.folder / "pids.json").read_text()))
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, be it as a zombie that nobody has asked for yet."""
+    for _ in range(100):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.05)
+    return False

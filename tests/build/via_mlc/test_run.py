@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fake_mlc import FakeMlc
+from fake_mlc import FakeMlc, gone
 
 from mlcawq.build.via_mlc.run import Tail, run_step
 from mlcawq.errors import UserError
@@ -45,18 +45,6 @@ def failure(fake: FakeMlc, **plays: object) -> str:
     with pytest.raises(UserError) as error:
         step(fake)
     return str(error.value)
-
-
-def gone(pid: int) -> bool:
-    """Whether a process has ended, be it as a zombie that nobody has asked for yet."""
-    for _ in range(100):
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
-                return True
-        except OSError:
-            return True
-        time.sleep(0.05)
-    return False
 
 
 def test_output_is_passed_on_as_it_comes(fake: FakeMlc) -> None:
