@@ -54,20 +54,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Duel:
-    """Our AWQ's KL divergence minus AutoAWQ's, token by token: mean and error in millinats.
+    """KL divergence of a method of ours minus a peer's: mean and error in millinats per token.
 
-    Paired, so that it is surer than the difference of the two means: below zero, ours is closer.
+    Paired token by token, so that it is surer than the difference of the two means: below zero,
+    ours is closer to the original.
     """
 
     variant: str
     bits: int
+    ours: str
+    peer: str
     difference: float
     error: float | None
 
     def __str__(self) -> str:
         error = "" if self.error is None else f" ± {self.error:.3f}"
         return (
-            f"{self.variant}, {self.bits} bits: KL of awq - KL of AutoAWQ = "
+            f"{self.variant}, {self.bits} bits: KL of {self.ours} - KL of {self.peer} = "
             f"{self.difference:+.3f}{error} millinats/token"
         )
 
@@ -213,7 +216,9 @@ def compare(
                 if width == 4 and runner is ours:
                     result.verdicts.append(check_loading(autoawq, out, setting, work))
             paired = estimate(1e3 * (kl["awq"] - kl["AutoAWQ"]))
-            result.duels.append(Duel(variant, width, paired.mean, paired.standard_error))
+            result.duels.append(
+                Duel(variant, width, "awq", "AutoAWQ", paired.mean, paired.standard_error)
+            )
     return result
 
 

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from compare_awq import DEMO, Row, Setting, judge, prepare
+from compare_awq import DEMO, Duel, Row, Setting, judge, prepare
 from peers.outliers import add_outliers
 from peers.runners import PEERS, Ours, Runner
 
@@ -50,29 +50,6 @@ class Dash:
     bits: int
     method: str
     reason: str
-
-
-@dataclass(frozen=True)
-class Duel:
-    """KL divergence of our best method minus a peer's: mean and error in millinats per token.
-
-    Paired token by token, so that it is surer than the difference of the two means: below zero,
-    ours is closer to the original.
-    """
-
-    variant: str
-    bits: int
-    ours: str
-    peer: str
-    difference: float
-    error: float | None
-
-    def __str__(self) -> str:
-        error = "" if self.error is None else f" ± {self.error:.3f}"
-        return (
-            f"{self.variant}, {self.bits} bits: KL of {self.ours} - KL of {self.peer} = "
-            f"{self.difference:+.3f}{error} millinats/token"
-        )
 
 
 @dataclass
