@@ -137,9 +137,7 @@ def _own_target(target: Target) -> Target:
     if target.kind.name != "cuda":
         return target
     given = {key: value for key, value in target.export().items() if key not in ("tag", "keys")}
-    libs = [
-        lib for lib in given.pop("libs", ()) if lib != "thrust" or _has("tvm.contrib.thrust.sort")
-    ]
+    libs = [lib for lib in given.pop("libs", ()) if lib != "thrust" or _has(_THRUST)]
     if libs:
         given["libs"] = libs
     return cuda_target_from_json(given, str(given))
