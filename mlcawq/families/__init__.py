@@ -1,4 +1,7 @@
-"""The architectures that mlcawq knows, one file each, and what follows from a table."""
+"""The architectures that mlcawq knows, a file each or a few relatives, and what follows.
+
+`ARCHITECTURES` can be quantized; those of them that can be compiled too are `FAMILIES`.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from mlcawq.errors import UserError
 from mlcawq.families import llama, mistral, qwen2, qwen3
-from mlcawq.families.base import Family, ScalingGroup
+from mlcawq.families.base import Architecture, Family, ScalingGroup
 
 if TYPE_CHECKING:
     from mlcawq.checkpoint.config import ModelConfig
 
 __all__ = [
+    "ARCHITECTURES",
     "FAMILIES",
+    "Architecture",
     "Family",
     "ScalingGroup",
     "expected_tensors",
@@ -25,6 +30,8 @@ __all__ = [
 FAMILIES: dict[str, Family] = {
     module.FAMILY.model_type: module.FAMILY for module in (llama, mistral, qwen2, qwen3)
 }
+
+ARCHITECTURES: dict[str, Architecture] = {**FAMILIES}
 
 
 def family_of(model_type: Any, where: str = "config.json") -> Family:
