@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from mlcawq.errors import Problem, UserError
 from mlcawq.resources import templates_dir
 
+if TYPE_CHECKING:
+    from mlcawq.quantize.integer import IntegerGrid
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _pattern(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"not a regular expression: {error}") from None
+    return value
 
 
 class ScaleRecipe(_Strict):
@@ -72,57 +84,79 @@ class CompensationRecipe(_Strict):
     towards_original: float = Field(default=0.5, ge=0, le=1)
 
 
+GroupSize = Literal[32, 64, 128, "channel"]
+Bits = Literal[2, 3, 4, 8]
+
+
+class Override(_Strict):
+    """Other integers for some linears.
+
+    match: a regular expression that is looked for in a linear's full name.
+    bits, group_size, symmetric: what is not the recipe's.
+    """
+
+    match: Annotated[str, AfterValidator(_pattern)]
+    bits: Bits | None = None
+    group_size: GroupSize | None = None
+    symmetric: bool | None = None
+
+
 class Recipe(_Strict):
-    """How a checkpoint is quantized.
+    """How a checkpoint is quantized: steps in the order of the fields, null ones left out.
 
     Where choices differ by more than noise, the defaults are those of least mean KL divergence
     from the original, over trained models with and without outlier channels, at 3 and 4 bits.
 
-    method: "awq" (scales and clipping, rounded to nearest), "gptq" (compensated rounding),
-        "awq+gptq" (both), or "rtn" (round to nearest: calibration only measures).
-    bits, group_size, symmetric: the integers; 4 bits is what AWQ storage holds.
-    scale, clip: AWQ's two searches; null leaves one out.
-    compensation: how "gptq" rounds.
+    name: what reports call it.
+    bits, group_size, symmetric: the integers. group_size "channel": one group for each output
+        channel.
+    overrides: other integers for some linears; of several that match, later ones win.
+    scale, clip: AWQ's two searches.
+    compensation: rounding as GPTQ does; null rounds to nearest.
     token_weighting: "residual" weighs a token's error by 1 / mean(h^2) of its hidden state after
         the block, as the next norm does; "none" by 1.
     propagate: what the next block is calibrated on: the outputs of the "quantized" block, or of
         the "original" one.
-    modules_to_not_convert: linears whose full name contains one of these stay as they are.
+    modules_to_not_convert: regular expressions; linears in whose full name one is found stay as
+        they are.
     """
 
-    method: Literal["awq", "gptq", "awq+gptq", "rtn"] = "awq"
-    bits: Literal[2, 3, 4, 8] = 4
-    group_size: Literal[32, 64, 128] = 128
+    name: str = "awq"
+    bits: Bits = 4
+    group_size: GroupSize = 128
     symmetric: bool = False
+    overrides: tuple[Override, ...] = ()
     scale: ScaleRecipe | None = ScaleRecipe()
     clip: ClipRecipe | None = ClipRecipe()
-    compensation: CompensationRecipe = CompensationRecipe()
+    compensation: CompensationRecipe | None = None
     token_weighting: Literal["residual", "none"] = "residual"
     propagate: Literal["quantized", "original"] = "quantized"
-    modules_to_not_convert: tuple[str, ...] = ("lm_head",)
-
-    @property
-    def searches(self) -> bool:
-        """Whether scales and clipping are searched."""
-        return "awq" in self.method
-
-    @property
-    def compensates(self) -> bool:
-        """Whether rounding makes up for its errors."""
-        return "gptq" in self.method
+    modules_to_not_convert: tuple[Annotated[str, AfterValidator(_pattern)], ...] = ("lm_head",)
 
     @property
     def follows_original(self) -> bool:
         """Whether a block is compared with what the original model does at its place."""
         return (
-            self.compensates
+            self.compensation is not None
             and self.compensation.towards_original > 0
             and self.propagate == "quantized"
         )
 
     def converts(self, linear: str) -> bool:
         """Whether the linear of that full name is quantized."""
-        return not any(part in linear for part in self.modules_to_not_convert)
+        return not any(re.search(pattern, linear) for pattern in self.modules_to_not_convert)
+
+    def grid_of(self, linear: str, in_features: int) -> IntegerGrid:
+        """The integers of the linear of that full name."""
+        from mlcawq.quantize.integer import IntegerGrid  # with torch, which listing recipes spares
+
+        bits, size, symmetric = self.bits, self.group_size, self.symmetric
+        for override in self.overrides:
+            if re.search(override.match, linear):
+                bits = override.bits or bits
+                size = override.group_size or size
+                symmetric = symmetric if override.symmetric is None else override.symmetric
+        return IntegerGrid(bits, in_features if size == "channel" else size, symmetric)
 
 
 def recipe_names() -> list[str]:

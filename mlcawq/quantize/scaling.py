@@ -1,4 +1,4 @@
-"""Search of AWQ's per-channel scales, and fusing them into the operation before.
+"""Search of AWQ's per-channel scales.
 
 AWQ (arXiv 2306.00978, section 3.2): multiplying an input channel of a linear by s > 1 before
 rounding, and its activations by 1/s, keeps the function and makes the channel's rounding error
@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import nn
 
-from mlcawq.errors import UserError
 from mlcawq.quantize.integer import IntegerGrid, Part, chunks
 from mlcawq.quantize.parallel import for_each
 from mlcawq.quantize.recipe import ScaleRecipe
@@ -41,36 +40,31 @@ class Scaling:
 
 def search_scale(
     linears: Sequence[nn.Linear],
-    rounded: Sequence[bool],
+    grids: Sequence[IntegerGrid | None],
     mean_abs: torch.Tensor,
     probe: Probe,
-    grid: IntegerGrid,
     recipe: ScaleRecipe,
     *,
-    shared: tuple[int, int, int] | None = None,
+    rows: torch.Tensor | None = None,
 ) -> Scaling:
     """The scale of least error for linears that read the same K channels.
 
     linears: their weights are float32, stored as [K, N] behind Linear.weight; they are as they
         were afterwards.
-    rounded: which of them will be quantized.
+    grids: of each linear, None where it will not be quantized.
     mean_abs: [K], mean magnitude of the inputs.
-    shared: (outer, repeats, inner) with K = outer * repeats * inner where channels that differ in
-        the middle index only must have one scale: with grouped-query attention, the query heads
-        that read the same value head.
+    rows: int64 [K]; channels of one row must have one scale (folding.channel_rows).
 
     Every second exponent is judged on a few tokens first; the best and their neighbours then on
     all. Not scaling at all is always among the candidates.
     """
     originals = [linear.weight.detach().T for linear in linears]
     scratch = [torch.empty_like(weight) for weight in originals]
-    candidates = _Candidates(originals, mean_abs, grid, recipe, shared)
+    candidates = _Candidates(originals, grids, mean_abs, recipe, rows)
 
     def measure(scale: torch.Tensor, quick: bool) -> float:
-        for linear, weight, buffer, active in zip(
-            linears, originals, scratch, rounded, strict=True
-        ):
-            scaled_rounded_(weight, scale, grid if active else None, buffer)
+        for linear, weight, buffer, grid in zip(linears, originals, scratch, grids, strict=True):
+            scaled_rounded_(weight, scale, grid, buffer)
             linear.weight = nn.Parameter(buffer.T, requires_grad=False)
         return probe.error(scale, quick=quick)
 
@@ -116,15 +110,15 @@ class _Candidates:
     def __init__(
         self,
         weights: Sequence[torch.Tensor],
+        grids: Sequence[IntegerGrid | None],
         mean_abs: torch.Tensor,
-        grid: IntegerGrid,
         recipe: ScaleRecipe,
-        shared: tuple[int, int, int] | None,
+        rows: torch.Tensor | None,
     ) -> None:
         self._grid = recipe.grid
         self._kinds = ("plain", "duo") if recipe.duo else ("plain",)
-        self._activations = _merged(mean_abs, shared)
-        self._weights = _merged(_relative_magnitude(weights, grid), shared)
+        self._activations = _merged(mean_abs, rows)
+        self._weights = _merged(_relative_magnitude(weights, grids), rows)
 
     def coarse(self) -> list[tuple[str, int]]:
         return [(kind, i) for kind in self._kinds for i in range(0, self._grid, 2)]
@@ -144,13 +138,22 @@ class _Candidates:
         return scale.nan_to_num(nan=1.0, posinf=1.0, neginf=1.0)
 
 
-def _relative_magnitude(weights: Sequence[torch.Tensor], grid: IntegerGrid) -> torch.Tensor:
-    """[K]: mean over output channels of |w| relative to the largest of its group."""
-    total = torch.zeros(weights[0].shape[0] // grid.group_size, grid.group_size)
-    for weight in weights:
-        for part, sums in zip(*_relative_sums(grid.grouped(weight)), strict=True):
-            total[part[0]] += sums
-    return total.flatten() / sum(weight.shape[1] for weight in weights)
+def _relative_magnitude(
+    weights: Sequence[torch.Tensor], grids: Sequence[IntegerGrid | None]
+) -> torch.Tensor:
+    """[K]: mean over output channels of |w| relative to the largest of its group.
+
+    Linears that are not quantized have no groups of their own, and count by those of the first
+    that is.
+    """
+    usual = next(grid for grid in grids if grid is not None)
+    total = torch.zeros(weights[0].shape[0])
+    for weight, grid in zip(weights, grids, strict=True):
+        grouped = (grid or usual).grouped(weight)
+        sums_of = total.view(grouped.shape[:2])
+        for part, sums in zip(*_relative_sums(grouped), strict=True):
+            sums_of[part[0]] += sums
+    return total / sum(weight.shape[1] for weight in weights)
 
 
 def _relative_sums(grouped: torch.Tensor) -> tuple[list[Part], list[torch.Tensor]]:
@@ -165,52 +168,10 @@ def _relative_sums(grouped: torch.Tensor) -> tuple[list[Part], list[torch.Tensor
     return parts, for_each(work, parts)
 
 
-def _merged(channels: torch.Tensor, shared: tuple[int, int, int] | None) -> torch.Tensor:
-    if shared is None:
+def _merged(channels: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+    """[K]: the mean over the channels that share a row, for each of them."""
+    if rows is None:
         return channels
-    outer, repeats, inner = shared
-    mean = channels.view(outer, repeats, inner).mean(1, keepdim=True)
-    return mean.expand(outer, repeats, inner).reshape(-1)
-
-
-def storable_scale(scale: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The scale that dividing a float16 norm weight really applies, and that weight.
-
-    norm / scale has to be rounded to float16. Taking norm / rounded for the scale in its place
-    leaves no error at all: the function of norm and linears together is kept. Returns
-    (scale, rounded norm), both float32 [K]; channels where that is impossible keep scale 1.
-    """
-    rounded = (norm / scale).to(torch.float16).float()
-    exact = norm / rounded
-    usable = torch.isfinite(exact) & torch.isfinite(rounded) & (exact > 0)
-    return torch.where(usable, exact, torch.ones_like(exact)), torch.where(usable, rounded, norm)
-
-
-def fuse_scale(
-    previous: nn.Module,
-    linears: Sequence[nn.Linear],
-    scale: torch.Tensor,
-    *,
-    where: str,
-    shared: tuple[int, int, int] | None = None,
-) -> torch.Tensor:
-    """Divide the output of `previous` by `scale` and multiply the columns of `linears` by it.
-
-    Returns the scale that was applied. Raises UserError naming `where` when it is not finite.
-    """
-    if isinstance(previous, nn.Linear):
-        rows = scale
-        if shared is not None:
-            rows = scale.view(*shared)[:, 0].reshape(-1)
-        previous.weight.detach().div_(rows.unsqueeze(1))
-        if previous.bias is not None:
-            previous.bias.detach().div_(rows)
-    else:
-        norm: Any = previous
-        scale, rounded = storable_scale(scale, norm.weight.detach())
-        norm.weight = nn.Parameter(rounded, requires_grad=False)
-    for linear in linears:
-        linear.weight.detach().mul_(scale)
-        if not torch.isfinite(linear.weight).all():
-            raise UserError.one("scaling gave NaN or infinite weights", where)
-    return scale
+    _, row, count = rows.unique(return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(count)).index_add_(0, row, channels)
+    return (sums / count)[row]

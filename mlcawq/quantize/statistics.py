@@ -7,7 +7,7 @@ sample of the tokens. The activations themselves are dropped.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -21,15 +21,18 @@ class InputStatistics:
     """The inputs X of the linears that read one tensor of K channels, over all T tokens.
 
     mean_abs: [K], mean of |X|.
-    gram: [K/G, G, G], sum over tokens of weight(t) x_g(t) x_g(t)^T for every group g of channels.
+    grams: by group size G, [K/G, G, G]: the sum over tokens of weight(t) x_g(t) x_g(t)^T for every
+        group g of channels.
     tokens: [T', K], a sample in order of appearance; all of them when T is small.
     weights: [T'], the tokens' weights.
+    seen: T.
     """
 
     mean_abs: torch.Tensor
-    gram: torch.Tensor
+    grams: dict[int, torch.Tensor]
     tokens: torch.Tensor
     weights: torch.Tensor
+    seen: int
 
 
 def token_weights(output: torch.Tensor, weighted: bool) -> torch.Tensor:
@@ -44,7 +47,7 @@ class BlockStatistics:
     """Gathers InputStatistics of several modules of a block while it runs.
 
     readers: name -> module whose input is watched.
-    group_size: G.
+    group_sizes: name -> every G of its Gram matrices.
     where: name of the block, for messages.
     sample: how many tokens to keep of `total`, spread evenly over all of them.
     weighted: weight tokens by 1 / mean(h^2) of the hidden state h that the block leaves. The norm
@@ -55,14 +58,14 @@ class BlockStatistics:
     def __init__(
         self,
         readers: dict[str, nn.Module],
-        group_size: int,
+        group_sizes: Mapping[str, Collection[int]],
         *,
         total: int,
         sample: int,
         weighted: bool,
         where: str,
     ) -> None:
-        self._group_size = group_size
+        self._group_sizes = group_sizes
         self._weighted = weighted
         self._where = where
         self._kept = torch.linspace(0, total - 1, min(total, sample)).round().long()
@@ -70,7 +73,7 @@ class BlockStatistics:
         self._seen = 0
         self._inputs: dict[str, torch.Tensor] = {}
         self._sums: dict[str, torch.Tensor] = {}
-        self._grams: dict[str, torch.Tensor] = {}
+        self._grams: dict[str, dict[int, torch.Tensor]] = {name: {} for name in readers}
         self._tokens: dict[str, list[torch.Tensor]] = {name: [] for name in readers}
         self._weights: list[torch.Tensor] = []
         self._hooks = [
@@ -98,13 +101,12 @@ class BlockStatistics:
                     f"{self._where}.{name}",
                     "the checkpoint is damaged, or overflows in the compute type",
                 )
-            groups = inputs.T.reshape(-1, self._group_size, count)
-            gram = torch.bmm(groups * weights, groups.transpose(1, 2))
-            if name in self._sums:
-                self._sums[name] += total
-                self._grams[name] += gram
-            else:
-                self._sums[name], self._grams[name] = total, gram
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+            grams = self._grams[name]
+            for size in self._group_sizes[name]:
+                groups = inputs.T.reshape(-1, size, count)
+                gram = torch.bmm(groups * weights, groups.transpose(1, 2))
+                grams[size] = grams[size].add_(gram) if size in grams else gram
             self._tokens[name].append(inputs[kept])
         self._weights.append(weights[kept])
         self._seen += count
@@ -121,6 +123,7 @@ class BlockStatistics:
                 self._grams[name],
                 torch.cat(self._tokens[name]),
                 weights,
+                self._seen,
             )
             for name in self._sums
         }

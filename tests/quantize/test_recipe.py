@@ -7,15 +7,50 @@ from pathlib import Path
 import pytest
 
 from mlcawq.errors import UserError
-from mlcawq.quantize.recipe import Recipe, load_recipe, recipe_names
+from mlcawq.quantize.integer import IntegerGrid
+from mlcawq.quantize.recipe import (
+    CompensationRecipe,
+    Recipe,
+    load_recipe,
+    parse_recipe,
+    recipe_names,
+)
 
 
 def test_shipped_recipes_say_what_the_code_defaults_to() -> None:
     assert recipe_names() == ["awq", "awq+gptq", "gptq", "rtn"]
     assert load_recipe("awq") == Recipe()
-    assert load_recipe("awq+gptq") == Recipe(method="awq+gptq")
-    assert load_recipe("gptq") == Recipe(method="gptq")
-    assert load_recipe("rtn").method == "rtn"
+    compensated = CompensationRecipe()
+    assert load_recipe("awq+gptq") == Recipe(name="awq+gptq", compensation=compensated)
+    assert load_recipe("gptq") == Recipe(
+        name="gptq", scale=None, clip=None, compensation=compensated
+    )
+    assert load_recipe("rtn") == Recipe(name="rtn", scale=None, clip=None)
+
+
+def test_integers_of_a_linear() -> None:
+    recipe = parse_recipe(
+        {
+            "overrides": [
+                {"match": "down_proj$", "bits": 8, "group_size": "channel"},
+                {"match": r"layers\.0\.", "symmetric": True},
+            ],
+            "modules_to_not_convert": ["lm_head", r"layers\.[01]\.self_attn"],
+        }
+    )
+    assert recipe.grid_of("model.layers.1.mlp.up_proj", 256) == IntegerGrid(4, 128)
+    assert recipe.grid_of("model.layers.1.mlp.down_proj", 256) == IntegerGrid(8, 256)
+    assert recipe.grid_of("model.layers.0.mlp.down_proj", 256) == IntegerGrid(8, 256, True)
+    kept = ["lm_head", "model.layers.1.self_attn.q_proj"]
+    assert not any(map(recipe.converts, kept))
+    assert recipe.converts("model.layers.2.self_attn.q_proj")
+
+
+def test_patterns_are_checked() -> None:
+    content = {"modules_to_not_convert": ["("], "overrides": [{"match": "*", "bits": 8}]}
+    with pytest.raises(UserError) as caught:
+        parse_recipe(content)
+    assert str(caught.value).count("not a regular expression") == 2
 
 
 def test_overrides_and_files(tmp_path: Path) -> None:

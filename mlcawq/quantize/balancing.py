@@ -1,0 +1,94 @@
+"""AWQ's scales found and folded, one scaling group of a block after another."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mlcawq.families import ScalingGroup
+from mlcawq.quantize.folding import by_row, channel_rows, fold_scale
+from mlcawq.quantize.probes import ModuleProbe, SumProbe, mixes_tokens
+from mlcawq.quantize.recipe import ScaleRecipe
+from mlcawq.quantize.scaling import Probe, search_scale
+from mlcawq.quantize.statistics import BlockStatistics
+from mlcawq.quantize.workspace import Workspace
+
+_PROBE_LENGTH = 256  # tokens of each sequence that judges an attention
+
+
+def balance(work: Workspace, recipe: ScaleRecipe, head_dim: int) -> None:
+    """Scale every group's channels where that lowers the error, and note it in the workspace."""
+    for group in work.groups:
+        rounded = any(linear in work.grids for linear in group.linears)
+        if rounded and group.previous is not None:
+            _balance_group(work, group, group.previous, recipe, head_dim)
+
+
+def _balance_group(
+    work: Workspace, group: ScalingGroup, before: str, recipe: ScaleRecipe, head_dim: int
+) -> None:
+    linears = [work.linears[linear] for linear in group.linears]
+    previous = work.block.get_submodule(before)
+    rows = channel_rows(work.block, group, head_dim)
+    found = search_scale(
+        linears,
+        [work.grids.get(linear) for linear in group.linears],
+        work.seen_by(_reader(work, group)).mean_abs,
+        _probe(work, group, recipe),
+        recipe,
+        rows=rows,
+    )
+    if found.error >= found.unscaled:
+        return
+    where = f"{work.name}.{before}"
+    scale = fold_scale(previous, linears, found.scale, rows, where=where)
+    work.input_scale.update(dict.fromkeys(group.linears, scale))
+    if isinstance(previous, nn.Linear):
+        work.output_scale[before] = by_row(scale, rows, previous.out_features)
+
+
+def _reader(work: Workspace, group: ScalingGroup) -> str:
+    return next(linear for linear in group.linears if linear in work.grids)
+
+
+def _probe(work: Workspace, group: ScalingGroup, recipe: ScaleRecipe) -> Probe:
+    seen = work.seen_by(_reader(work, group))
+    step = max(1, seen.tokens.shape[0] // recipe.tokens)
+    tokens, weights = seen.tokens[::step], seen.weights[::step]
+    if recipe.objective == "linear":
+        return SumProbe(
+            [
+                ModuleProbe(work.linears[linear], tokens, weights)
+                for linear in group.linears
+                if linear in work.grids
+            ]
+        )
+    module = work.block.get_submodule(group.inspect)
+    if not mixes_tokens(module):
+        return ModuleProbe(module, tokens, weights)
+    inputs, weights = _sequences(work, _reader(work, group), recipe.tokens)
+    return ModuleProbe(module, inputs, weights, work.arguments)
+
+
+def _sequences(work: Workspace, linear: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Inputs [S, T, K] of `linear` and weights [S, T] on beginnings of whole sequences."""
+    length = min(_PROBE_LENGTH, max(states.shape[1] for states in work.hidden))
+    sequences = [
+        sequence[:length]
+        for states in work.hidden
+        for sequence in states
+        if states.shape[1] >= length
+    ]
+    step = max(1, len(sequences) * length // count)
+    gather = BlockStatistics(
+        {linear: work.linears[linear]},
+        {linear: ()},
+        total=length * len(sequences[::step]),
+        sample=length * len(sequences[::step]),
+        weighted=work.weighted,
+        where=work.name,
+    )
+    states = torch.stack(sequences[::step])
+    gather.take(work.run(states))
+    seen = gather.finish()[linear]
+    return seen.tokens.view(*states.shape[:2], -1), seen.weights.view(states.shape[:2])

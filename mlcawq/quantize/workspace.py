@@ -1,0 +1,167 @@
+"""A decoder block under quantization: what every step on it reads and changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mlcawq.errors import UserError
+from mlcawq.families import ScalingGroup
+from mlcawq.quantize.integer import IntegerGrid
+from mlcawq.quantize.recipe import Recipe
+from mlcawq.quantize.report import Spread
+from mlcawq.quantize.statistics import BlockStatistics, InputStatistics
+
+Arguments = Callable[[int, int], dict[str, Any]]
+_JUDGED_TOKENS = 512  # that errors are measured on, at least
+
+
+class Workspace:
+    """A block with its calibration inputs, the integers of its linears, and what was seen of both.
+
+    block: a decoder layer of transformers in float32, changed in place by the steps.
+    hidden: its calibration inputs, [B, T, hidden_size] each.
+    arguments: keyword arguments of the layer for a batch and a number of tokens.
+    groups: its scaling groups, in the order in which it computes; they hold all of its linears.
+    name: its full name, for messages. full_name: of a linear in the block, for the recipe.
+
+    linears: by name in the block, in the order of the groups. active: those that are quantized.
+    grids: of the active ones. targets: the original outputs for `hidden`, [B, T, hidden_size] each.
+    input_scale: what an active linear's inputs are divided by by now, [K]. output_scale: what a
+    linear's outputs are to be multiplied by to be the original ones, [N]. clip: of a
+    linear's groups, the range that was chosen relative to the full one, where one was searched.
+
+    Raises UserError naming the tensor where a weight is not finite, the linear where an
+    activation is not.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        hidden: Sequence[torch.Tensor],
+        arguments: Arguments,
+        groups: Sequence[ScalingGroup],
+        recipe: Recipe,
+        name: str,
+        full_name: Callable[[str], str],
+    ) -> None:
+        self.block, self.hidden, self.arguments = block, hidden, arguments
+        self.groups, self.recipe, self.name = groups, recipe, name
+        for key, value in block.state_dict().items():
+            if not torch.isfinite(value).all():
+                raise UserError.one("NaN or infinite weights", f"{name}.{key}")
+        self.linears: dict[str, nn.Linear] = {}
+        self.grids: dict[str, IntegerGrid] = {}
+        self._reader: dict[str, str] = {}
+        for linear in [linear for group in groups for linear in group.linears]:
+            module = block.get_submodule(linear)
+            assert isinstance(module, nn.Linear)
+            # [K, N] storage behind torch's [N, K]: what the searches work on (integer.py).
+            stored = module.weight.detach().T.contiguous()
+            module.weight = nn.Parameter(stored.T, requires_grad=False)
+            self.linears[linear] = module
+            if recipe.converts(full_name(linear)):
+                self.grids[linear] = recipe.grid_of(full_name(linear), module.in_features)
+        self.active = [linear for linear in self.linears if linear in self.grids]
+        self.readers = [readers for group in groups for readers in self._readers(group)]
+        self.input_scale: dict[str, torch.Tensor] = {}
+        self.output_scale: dict[str, torch.Tensor] = {}
+        self.clip: dict[str, Spread] = {}
+        self.statistics: dict[str, InputStatistics] = {}
+        self.targets = self._observe()
+
+    def _readers(self, group: ScalingGroup) -> list[list[str]]:
+        """The active linears of a group by the tensor that they read: one for each module.
+
+        Linears of one module read one tensor; a module beside it may see other tokens, as experts
+        do. Inputs that no quantized linear reads are left out: they need not divide into groups.
+        """
+        parts: dict[str, list[str]] = {}
+        for linear in group.linears:
+            if linear in self.grids:
+                parts.setdefault(linear.rpartition(".")[0], []).append(linear)
+        for part in parts.values():
+            self._reader.update(dict.fromkeys(part, part[0]))
+        return list(parts.values())
+
+    def _observe(self) -> list[torch.Tensor]:
+        """The original outputs; fills in the statistics, by the first reader of each input."""
+        sample = self.recipe.scale.tokens if self.recipe.scale else 0
+        gather = BlockStatistics(
+            {readers[0]: self.linears[readers[0]] for readers in self.readers},
+            {
+                readers[0]: {self.grids[linear].group_size for linear in readers}
+                for readers in self.readers
+            },
+            total=sum(states.shape[0] * states.shape[1] for states in self.hidden),
+            sample=max(sample, _JUDGED_TOKENS),
+            weighted=self.weighted,
+            where=self.name,
+        )
+        targets = []
+        for states in self.hidden:
+            targets.append(self.run(states))
+            gather.take(targets[-1])
+        self.statistics = gather.finish()
+        return targets
+
+    @property
+    def weighted(self) -> bool:
+        """Whether tokens count by the size of what the block leaves of them."""
+        return self.recipe.token_weighting == "residual"
+
+    def run(self, states: torch.Tensor) -> torch.Tensor:
+        """The block as it is now: [B, T, hidden_size] to the same."""
+        output = self.block(states, **self.arguments(*states.shape[:2]))
+        return output[0] if isinstance(output, tuple) else output
+
+    def seen_by(self, linear: str) -> InputStatistics:
+        """Of the inputs that the original block gives to an active linear."""
+        return self.statistics[self._reader[linear]]
+
+    def gram(self, linear: str) -> torch.Tensor:
+        """[K/G, G, G] of those inputs, divided by the scale that they are divided by now."""
+        size = self.grids[linear].group_size
+        gram = self.seen_by(linear).grams[size]
+        if linear not in self.input_scale:
+            return gram
+        scale = self.input_scale[linear].view(-1, size)
+        return gram / (scale.unsqueeze(1) * scale.unsqueeze(2))
+
+    def weight(self, linear: str) -> torch.Tensor:
+        """[K, N], float32, contiguous."""
+        return self.linears[linear].weight.detach().T
+
+    def install(self, linear: str, weight: torch.Tensor) -> None:
+        """Let the block compute with `weight` [K, N]."""
+        self.linears[linear].weight = nn.Parameter(weight.T, requires_grad=False)
+
+    def product(self, linear: str) -> torch.Tensor:
+        """X W of the sampled tokens as the original model means it, whatever was scaled since."""
+        inputs = self.seen_by(linear).tokens
+        if linear in self.input_scale:
+            inputs = inputs / self.input_scale[linear]
+        product = inputs @ self.linears[linear].weight.T
+        return product.mul_(self.output_scale[linear]) if linear in self.output_scale else product
+
+    def error(self) -> float:
+        """Relative error |h' - h| / |h| of the outputs now, on a part of the calibration inputs."""
+        difference = norm = judged = 0.0
+        for states, target in zip(self.hidden, self.targets, strict=True):
+            if judged >= _JUDGED_TOKENS:
+                break
+            difference += float((self.run(states) - target).square().sum(dtype=torch.float64))
+            norm += float(target.square().sum(dtype=torch.float64))
+            judged += states.shape[0] * states.shape[1]
+        return (difference / max(norm, 1e-300)) ** 0.5
+
+    def other_tensors(self) -> list[tuple[str, torch.Tensor]]:
+        """What the block holds beside the weights that are quantized."""
+        return [
+            (key, value)
+            for key, value in self.block.state_dict().items()
+            if key.removesuffix(".weight") not in self.grids
+        ]
