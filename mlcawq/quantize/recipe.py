@@ -37,22 +37,26 @@ class ScaleRecipe(_Strict):
     objective: "block" compares the output of the module that the linears belong to (attention,
         MLP), "linear" the outputs of the linears themselves.
     grid: number of exponents r tried, evenly from 0.
-    duo: also try activations^r / weights^(1-r), beside activations^r.
+    formula: what a scale is made of, in LLMC's names: "v1" activations^r / weights^(1-r), "v2"
+        activations^r alone, "both" tries either; magnitudes of a channel's activations, and of
+        its weights within their groups.
     tokens: how many calibration tokens judge the candidates.
     """
 
     objective: Literal["block", "linear"] = "block"
     grid: int = Field(default=20, ge=1, le=100)
-    duo: bool = True
+    formula: Literal["v1", "v2", "both"] = "both"
     tokens: int = Field(default=512, ge=16)
 
 
 class ClipRecipe(_Strict):
     """Search of the range of each group.
 
-    mode: "asymmetric" narrows both ends of the range independently, "symmetric" cuts at +-m.
+    mode: "symmetric" cuts at +-m, "asymmetric" narrows the range as it lies around zero: LLMC's
+        clip_sym, true and false.
     grid: number of widths tried, down to 1 - max_shrink of the full range.
-    rounds: passes over the two ends one by one, in the asymmetric mode.
+    rounds: passes over the two ends one by one after that, in the asymmetric mode. LLMC narrows
+        both by one factor: that is 0 rounds.
     exclude: linears that keep their full range, by the end of their names.
     """
 

@@ -105,7 +105,7 @@ def scaled_rounded_(
 
 
 class _Candidates:
-    """Scales by (kind, exponent index); "duo" divides by the weights' mean magnitude as well."""
+    """Scales by (formula, exponent index); see ScaleRecipe."""
 
     def __init__(
         self,
@@ -116,22 +116,24 @@ class _Candidates:
         rows: torch.Tensor | None,
     ) -> None:
         self._grid = recipe.grid
-        self._kinds = ("plain", "duo") if recipe.duo else ("plain",)
+        self._formulas = ("v2", "v1") if recipe.formula == "both" else (recipe.formula,)
         self._activations = _merged(mean_abs, rows)
         self._weights = _merged(_relative_magnitude(weights, grids), rows)
 
     def coarse(self) -> list[tuple[str, int]]:
-        return [(kind, i) for kind in self._kinds for i in range(0, self._grid, 2)]
+        return [(formula, i) for formula in self._formulas for i in range(0, self._grid, 2)]
 
     def around(self, keys: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-        near = {(kind, j) for kind, i in keys for j in (i - 1, i, i + 1) if 0 <= j < self._grid}
-        return sorted(near - {("plain", 0)})  # which is not scaling
+        near = {
+            (formula, j) for formula, i in keys for j in (i - 1, i, i + 1) if 0 <= j < self._grid
+        }
+        return sorted(near - {("v2", 0)})  # which is not scaling
 
     def scale(self, key: tuple[str, int]) -> torch.Tensor:
-        kind, i = key
+        formula, i = key
         ratio = i / self._grid
         scale = self._activations.pow(ratio)
-        if kind == "duo":
+        if formula == "v1":
             scale = scale / (self._weights.pow(1 - ratio) + _TINY)
         scale = scale.clamp(min=_TINY)
         scale = scale / (scale.max() * scale.min()).sqrt()

@@ -77,3 +77,39 @@ def test_two_ends_beat_one_cut_where_weights_lean_to_one_side() -> None:
         found = quantize_weight(weight, *search_clipping(weight, gram, grid, recipe), grid)
         errors[mode] = _group_errors(weight, tokens, found.dequantized()).sum()
     assert errors["asymmetric"] < errors["symmetric"]
+
+
+@pytest.mark.parametrize("mode", ["symmetric", "asymmetric"])
+def test_groups_that_no_cut_helps_keep_their_range(mode: str) -> None:
+    weight, _, gram = _setting()
+    grid = IntegerGrid(4, G)
+    half = slice(0, K // 2)  # whose weights are integers of the full range already
+    weight[half] = quantize_weight(weight, *full_range(weight, grid), grid).dequantized()[half]
+    recipe = ClipRecipe.model_validate({"mode": mode})
+    (scale, zero), (full, middle) = (
+        search_clipping(weight, gram, grid, recipe),
+        full_range(weight, grid),
+    )
+    groups = slice(0, K // G // 2)
+    assert torch.equal(scale[groups], full[groups])
+    assert torch.equal(zero[groups], middle[groups])
+    assert not torch.equal(scale, full)
+
+
+def test_asymmetric_cut_without_rounds_narrows_both_ends_by_one_factor() -> None:
+    """Against LLMC's formulation for clip_sym: false, weights clamped and rounded."""
+    weight, tokens, gram = _setting()
+    grid = IntegerGrid(2, G)
+    recipe = ClipRecipe(mode="asymmetric", grid=10, max_shrink=0.5, rounds=0)
+    found = quantize_weight(weight, *search_clipping(weight, gram, grid, recipe), grid)
+    grouped = weight.view(K // G, G, N)
+    low, high = grouped.amin(1, keepdim=True), grouped.amax(1, keepdim=True)
+    best = torch.full((K // G, N), torch.inf)
+    for i in range(11):
+        factor = 1 - i * 0.05
+        clamped = grouped.clamp(low * factor, high * factor).view(K, N)
+        rounded = quantize_weight(clamped, *full_range(clamped, grid), grid).dequantized()
+        best = torch.minimum(best, _group_errors(weight, tokens, rounded))
+    errors = _group_errors(weight, tokens, found.dequantized())
+    assert torch.isclose(errors, best, rtol=1e-3).float().mean() > 0.97
+    assert errors.sum() < 1.01 * best.sum()

@@ -26,16 +26,15 @@ def _outlier_tokens() -> torch.Tensor:
     return tokens
 
 
-@pytest.mark.parametrize("duo", [True, False])
+@pytest.mark.parametrize("formula", ["v1", "v2", "both"])
 @torch.no_grad()
-def test_outlier_channels_are_scaled_up(duo: bool) -> None:
+def test_outlier_channels_are_scaled_up(formula: str) -> None:
     torch.manual_seed(0)
     linear, tokens = _linear(), _outlier_tokens()
     original = linear.weight.clone()
     probe = ModuleProbe(linear, tokens, torch.ones(len(tokens)))
-    found = search_scale(
-        [linear], [IntegerGrid(4, 32)], tokens.abs().mean(0), probe, ScaleRecipe(duo=duo)
-    )
+    recipe = ScaleRecipe.model_validate({"formula": formula})
+    found = search_scale([linear], [IntegerGrid(4, 32)], tokens.abs().mean(0), probe, recipe)
     assert torch.equal(linear.weight, original)
     assert found.error < 0.5 * found.unscaled
     assert found.scale[::25].mean() > 2 * found.scale.median()
@@ -74,3 +73,41 @@ def test_shared_channels_get_one_scale() -> None:
     view = found.scale.view(2, 4, 16)
     assert torch.equal(view, view[:, :1].expand(2, 4, 16))
     assert view.unique().numel() > 2
+
+
+@torch.no_grad()
+def test_formulas_are_those_of_the_literature() -> None:
+    """One candidate each: r = 0 of v1 is what the weights say alone, v2's is no scale at all."""
+    torch.manual_seed(0)
+    linear, tokens = _linear(), _outlier_tokens()
+    linear.weight.mul_(torch.linspace(0.2, 1, K))  # columns of very different sizes
+    probe = ModuleProbe(linear, tokens, torch.ones(len(tokens)))
+    found = {
+        formula: search_scale(
+            [linear],
+            [IntegerGrid(2, 32)],
+            tokens.abs().mean(0),
+            probe,
+            ScaleRecipe.model_validate({"formula": formula, "grid": 1}),
+        ).scale
+        for formula in ("v1", "v2")
+    }
+    groups = linear.weight.abs().view(N, -1, 32)
+    expected = 1 / (groups / groups.amax(2, keepdim=True)).view(N, K).mean(0)
+    expected /= (expected.max() * expected.min()).sqrt()
+    torch.testing.assert_close(found["v1"], expected, rtol=2e-3, atol=0)
+    assert torch.equal(found["v2"], torch.ones(K))
+
+
+@pytest.mark.parametrize("formula", ["v1", "v2", "both"])
+@torch.no_grad()
+def test_weights_that_no_scale_helps_are_left_alone(formula: str) -> None:
+    linear, tokens = _linear(), _outlier_tokens()
+    lattice = torch.randint(16, (N, K), generator=torch.Generator().manual_seed(1))
+    lattice[:, ::32], lattice[:, 1::32] = 0, 15  # every group reaches both ends of its range
+    linear.weight.copy_((lattice - 7) / 64)
+    probe = ModuleProbe(linear, tokens, torch.ones(len(tokens)))
+    recipe = ScaleRecipe.model_validate({"formula": formula})
+    found = search_scale([linear], [IntegerGrid(4, 32)], tokens.abs().mean(0), probe, recipe)
+    assert torch.equal(found.scale, torch.ones(K))
+    assert found.error == found.unscaled
