@@ -8,7 +8,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mlcawq.errors import UserError
-from mlcawq.families import llama, mistral, qwen2, qwen3
+from mlcawq.families import (
+    falcon,
+    fused,
+    gemma,
+    gpt,
+    latent,
+    llama,
+    mistral,
+    mixtures,
+    olmo,
+    parallel,
+    qwen2,
+    qwen3,
+    vision_language,
+)
 from mlcawq.families.base import Architecture, Family, ScalingGroup
 
 if TYPE_CHECKING:
@@ -31,7 +45,25 @@ FAMILIES: dict[str, Family] = {
     module.FAMILY.model_type: module.FAMILY for module in (llama, mistral, qwen2, qwen3)
 }
 
-ARCHITECTURES: dict[str, Architecture] = {**FAMILIES}
+ARCHITECTURES: dict[str, Architecture] = {
+    **FAMILIES,
+    **{
+        table.model_type: table
+        for tables in (
+            llama,
+            gemma,
+            mixtures,
+            latent,
+            fused,
+            parallel,
+            olmo,
+            gpt,
+            falcon,
+            vision_language,
+        )
+        for table in tables.TABLES
+    },
+}
 
 
 def family_of(model_type: Any, where: str = "config.json") -> Family:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,7 +29,8 @@ class ScalingGroup:
     linears: all readers of that output that are quantized.
     inspect: the module whose output error the search looks at.
     also: readers that stay as they are and take the scale too: routers, gates of shared experts.
-    rows: which output channels of `previous` the readers' input channels come from.
+    rows: which output channels of `previous` the readers' input channels come from: one for each
+        of these, or
         "heads": the same ones; with fewer value heads than query heads, those of the value head
             that a query head reads.
         "v_concatenated": of a fused [q; k; v], the last part.
@@ -37,14 +39,17 @@ class ScalingGroup:
         "second_half": of a fused [gate; up], the part that no activation is applied to.
     beside: other modules that read the same tensor and no other, whose output errors count too:
         the MLP, where it is computed beside the attention.
+    given: an attribute of the block, by its path, and the value that it must have for `previous`
+        to absorb anything; otherwise the group is one without.
     """
 
     previous: str | None
     linears: tuple[str, ...]
     inspect: str
     also: tuple[str, ...] = ()
-    rows: Rows = "heads"
+    rows: Rows | tuple[int, ...] = "heads"
     beside: tuple[str, ...] = ()
+    given: tuple[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +86,26 @@ class Architecture:
             left.append([name for name in linears if name not in known])
             lacking = [group for group in found if group.previous not in (None, *names)]
             if not left[-1] and not lacking:
-                return found
+                return tuple(_able(group, block) for group in found)
         shortest = min(left, key=len)
         raise UserError.one(
             f"the table of {self.model_type} does not describe this decoder block",
             ", ".join(shortest) or type(block).__name__,
             "the model is of another revision of the architecture than the installed transformers",
         )
+
+
+def _able(group: ScalingGroup, block: nn.Module) -> ScalingGroup:
+    """The group, without `previous` where that cannot absorb a scale in this block."""
+    if group.previous is None:
+        return group
+    weight = getattr(block.get_submodule(group.previous), "weight", None)
+    if group.given is None:
+        met = True
+    else:
+        path, value = group.given
+        met = operator.attrgetter(path)(block) == value
+    return group if met and weight is not None else replace(group, previous=None, rows="heads")
 
 
 def linear_names(block: nn.Module) -> list[str]:
