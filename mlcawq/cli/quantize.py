@@ -246,7 +246,7 @@ def _table(report: Report) -> Table:
         table.add_row(str(i), *cells, f"{100 * block.error:.2f}")
     table.add_section()
     table.add_row("all", *(f"{100 * linear.found:.2f}" for linear in means), "")
-    if report.recipe.method != "rtn":
+    if any(linear.found != linear.nearest for linear in means):
         nearest = (f"{100 * linear.nearest:.2f}" for linear in means)
         table.add_row("nearest", *nearest, "", style="dim")
     return table

@@ -114,7 +114,7 @@ def estimate(
     # Weights of a block, their rounded copies during a search, and the last conversion's copy.
     work = (block + 3 * widest) * _FLOAT + 3 * hidden + batch + sample
     states = 2 * hidden  # that the journal keeps, of the calibration and the held-out text
-    if recipe.compensates:  # a second moment, and what factorizing it takes
+    if recipe.compensation:  # a second moment, and what factorizing it takes
         work += 5 * max(k for k, _ in shapes.values()) ** 2 * _FLOAT
     if recipe.follows_original:  # that block, what it is given and what it makes of it
         work += block * _FLOAT + 2 * hidden

@@ -7,8 +7,8 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,11 +42,22 @@ from mlcawq.quantize.checks import (
 )
 from mlcawq.quantize.integer import QuantizedWeight
 from mlcawq.quantize.journal import Journal
+from mlcawq.quantize.metering import Meter, joined
 from mlcawq.quantize.recipe import Recipe
-from mlcawq.quantize.report import BlockReport, LinearReport, ModelReport, Report, model_card
+from mlcawq.quantize.report import (
+    REPORT_FILE,
+    BlockReport,
+    LinearReport,
+    ModelReport,
+    Report,
+    Run,
+    Storage,
+    Usage,
+)
+from mlcawq.quantize.report.card import model_card
+from mlcawq.quantize.report.format_cards import FORMAT_CARDS
 from tir_kernels import reference
 
-REPORT_FILE = "quantization_report.json"
 _SHARD_BYTES = 2 * 2**30
 
 
@@ -139,6 +150,7 @@ def quantize_checkpoint(
     """
     src, out = Path(src), Path(out)
     progress = progress or Silent()
+    meter = Meter()
     check_checkpoint(src, out, recipe, fmt, overwrite=overwrite)
     model = StreamedModel(src)
     raise_all(calibration_problems(calibration, model.config))
@@ -155,7 +167,7 @@ def quantize_checkpoint(
     progress.planned(needs)
 
     with Journal(out, fingerprint, restart=restart) as journal:
-        run = _Run(model, recipe, calibration, fmt, journal)
+        run = _Run(model, recipe, calibration, fmt, journal, meter)
         progress.started(model.num_blocks, journal.finished)
         for i in range(journal.finished, model.num_blocks):
             progress.block_done(run.block(i))
@@ -163,7 +175,7 @@ def quantize_checkpoint(
         report = Report(
             model=name or src.resolve().name,
             model_type=model.config.model_type,
-            recipe=recipe,
+            recipe=recipe.model_dump(mode="json"),
             calibration={
                 "source": calibration.source,
                 "sequences": len(calibration.sequences),
@@ -172,11 +184,13 @@ def quantize_checkpoint(
             },
             versions=_versions(),
             fingerprint=_digest(fingerprint),
-            blocks=tuple(map(BlockReport.from_json, journal.reports)),
+            blocks=run.block_reports(),
             measured=run.measure(),
+            format=fmt,
+            warnings=run.warnings(),
         )
         progress.stage("writing")
-        run.write(out, report, overwrite=overwrite)
+        report = run.write(out, report, overwrite=overwrite)
         journal.discard()
     return report
 
@@ -191,7 +205,9 @@ class _Run:
         calibration: CalibrationData,
         fmt: Format,
         journal: Journal,
+        meter: Meter,
     ) -> None:
+        self.meter = meter
         self.model, self.recipe, self.fmt, self.journal = model, recipe, fmt, journal
         self.seen = calibration.held_out_is_seen
         self.held_out = batched(calibration.held_out)
@@ -211,6 +227,7 @@ class _Run:
             )
             self.original = [model.embed(ids) for ids in self.held_out]
             self.quantized = [states.clone() for states in self.original]
+        self.before = meter.lap()
 
     def _clear_beside(self, kind: str) -> None:
         """Remove what a killed run has left: this process alone holds the journal's lock.
@@ -234,25 +251,45 @@ class _Run:
             block,
             self.hidden,
             lambda batch, tokens: model.layer_arguments(i, batch, tokens),
-            model.family,
+            model.family.groups_of(block),
             self.recipe,
             name=name,
+            full_name=lambda linear: f"{name}.{linear}",
             head_dim=model.config.head_dim,
             original=self.reference,
         )
         self.hidden, self.reference = result.outputs, reference
         self.quantized = [model.run_block(block, i, states) for states in self.quantized]
-        report = BlockReport(
-            name, result.error, tuple(LinearReport(**asdict(linear)) for linear in result.errors)
-        )
+        stored = self._stored(name, result)
+        linears = tuple(_with_size(linear, name, stored) for linear in result.linears)
+        report = BlockReport(name, result.error, linears, warnings=result.warnings)
         state = {
             **_packed("calibration", self.hidden),
             **_packed("reference", self.reference),
             **_packed("original", self.original),
             **_packed("quantized", self.quantized),
         }
-        self.journal.commit(self._stored(name, result), state, asdict(report))
+        entry = {"report": asdict(report), "usage": asdict(self.meter.lap())}
+        self.journal.commit(stored, state, entry)
         return report
+
+    def block_reports(self) -> tuple[BlockReport, ...]:
+        """Of the finished blocks, those of earlier runs included."""
+        return tuple(BlockReport.from_json(entry["report"]) for entry in self.journal.reports)
+
+    def warnings(self) -> tuple[str, ...]:
+        """What the reader of the report should know of the whole model."""
+        if not self.seen:
+            return ()
+        return (
+            "the calibration text is too short to hold any of it out: the model is measured on "
+            "tokens that it was calibrated on",
+        )
+
+    def _usage(self) -> Run:
+        blocks = [Usage(**entry["usage"]) for entry in self.journal.reports]
+        total = joined([self.before, *blocks, self.meter.lap()])
+        return Run(device="cpu", total=total, blocks=tuple(blocks))
 
     def _stored(self, block: str, result: BlockResult) -> dict[str, torch.Tensor]:
         tensors: dict[str, torch.Tensor] = {}
@@ -301,22 +338,31 @@ class _Run:
             self.seen,
         )
 
-    def write(self, out: Path, report: Report, *, overwrite: bool) -> None:
-        """The output folder, from the journal and whatever quantization left alone."""
+    def write(self, out: Path, report: Report, *, overwrite: bool) -> Report:
+        """The output folder, from the journal and whatever quantization left alone.
+
+        Returns the report with what is only known now.
+        """
         model = self.model
         with staged_folder(out, overwrite=overwrite) as stage:
             writer = ShardWriter(stage, _SHARD_BYTES)
+            size = 0
             for name, tensor in self._tensors():
                 writer.add(name, tensor)
+                size += tensor.nbytes
             writer.close()
             config = portable_config(model.config, dtype="float16")
             if self.fmt == "awq":
                 config["quantization_config"] = quantization_config(self.recipe)
             write_json(stage / "config.json", config)
             copy_side_files(model.folder, stage)
+            report = replace(
+                report, storage=Storage(model.reader.total_bytes, size), run=self._usage()
+            )
             write_json(stage / REPORT_FILE, report.to_json())
-            write_file(stage / "README.md", model_card(report, self.fmt))
+            write_file(stage / "README.md", model_card(report, FORMAT_CARDS[self.fmt]))
         self._clear_beside("old")
+        return report
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of the result: blocks from the journal, the rest as it was, in float16."""
@@ -339,6 +385,21 @@ class _Run:
                 if name.startswith(prefix) and name not in tensors and name not in linears
             }
             yield from sorted({**tensors, **kept}.items())
+
+
+def _with_size(
+    linear: LinearReport, block: str, stored: Mapping[str, torch.Tensor]
+) -> LinearReport:
+    """With what it takes in the output."""
+    prefix = f"{block}.{linear.name}."
+    return replace(
+        linear,
+        stored_bytes=sum(
+            tensor.nbytes
+            for name, tensor in stored.items()
+            if name.startswith(prefix) and name != f"{prefix}bias"
+        ),
+    )
 
 
 def awq_tensors(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
@@ -453,13 +514,6 @@ def _already_done(out: Path, fingerprint: dict[str, Any]) -> Report | None:
         if content["fingerprint"] != _digest(fingerprint):
             return None
         TensorReader(out)  # the weights are still there
-        return Report(
-            **{
-                **content,
-                "recipe": Recipe.model_validate(content["recipe"]),
-                "blocks": tuple(map(BlockReport.from_json, content["blocks"])),
-                "measured": ModelReport(**content["measured"]),
-            }
-        )
+        return Report.from_json(content)
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return None

@@ -1,0 +1,126 @@
+"""The model card: README.md of a quantized folder."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mlcawq.quantize.report.data import Report
+from mlcawq.quantize.report.wording import grid_words, method_words, sizes_words
+
+
+@dataclass(frozen=True)
+class Use:
+    """One way to load a folder. language: of the code ("python", "sh")."""
+
+    title: str
+    language: str
+    code: str
+
+
+@dataclass(frozen=True)
+class FormatCard:
+    """What a model card says of a storage format.
+
+    stored: how the weights lie in the folder, in a sentence or two.
+    tags: what a hub finds such folders by. uses: what loads it.
+    """
+
+    stored: str
+    tags: tuple[str, ...]
+    uses: tuple[Use, ...]
+
+
+def model_card(report: Report, fmt: FormatCard) -> str:
+    """README.md, with the metadata that hubs read in front. Code names the folder THIS_FOLDER."""
+    measured, recipe, data = report.measured, report.recipe, report.calibration
+    bits = recipe.get("bits")
+    tags = [*fmt.tags, *([f"{bits}-bit"] if bits else []), "mlcawq"]
+    text = "calibration tokens (none could be held out)" if measured.seen else "held-out tokens"
+    parts = [
+        f"""\
+---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [{", ".join(tags)}]
+---
+# {report.model}{f", {bits} bits" if bits else ""}
+
+Weights of {report.model} ({report.model_type}), quantized by mlcawq {report.versions["mlcawq"]}: \
+{method_words(recipe)}, {grid_words(recipe)}. {fmt.stored}""",
+        f"""\
+## Measured
+
+Against the original model, on {measured.tokens} {text}:
+
+| | original | quantized |
+|---|---|---|
+| perplexity | {measured.original_perplexity:.5g} | {measured.perplexity:.5g} |
+| KL divergence, millinats per token | | {measured.kl * 1000:.3f} |
+| same likeliest token | | {measured.agreement:.2%} |
+{_size_row(report)}
+Relative error of the linears' outputs on calibration tokens, root mean square over the blocks:
+
+| linear | round to nearest | this model |
+|---|---|---|
+{_error_rows(report)}
+
+`quantization_report.html` shows them layer by layer; `quantization_report.json` holds them all.""",
+        _warnings(report),
+        f"""\
+## Made with
+
+Calibration: {data["sequences"]} sequences, {data["tokens"]} tokens of {data["source"]} \
+(SHA-256 of all tokens {data["digest"][:16]}…).
+
+| recipe | |
+|---|---|
+{_recipe_rows(recipe)}""",
+        "## Use",
+        *(f"### {use.title}\n\n```{use.language}\n{_code(use)}\n```" for use in fmt.uses),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _code(use: Use) -> str:
+    return textwrap.dedent(use.code).strip("\n")
+
+
+def _size_row(report: Report) -> str:
+    if report.storage is None:
+        return ""
+    original, output = sizes_words(report.storage)
+    return f"| size of the weights | {original} | {output} |\n"
+
+
+def _error_rows(report: Report) -> str:
+    return "\n".join(
+        f"| `{linear.name}` | {linear.nearest:.2%} | {linear.found:.2%} |"
+        for linear in report.mean_errors()
+    )
+
+
+def _warnings(report: Report) -> str:
+    warnings = report.all_warnings()
+    if not warnings:
+        return ""
+    shown = "\n".join(f"- {warning}" for warning in warnings[:_WARNINGS_SHOWN])
+    more = len(warnings) - _WARNINGS_SHOWN
+    if more > 0:
+        shown += f"\n- and {more} more, in `quantization_report.json`"
+    return f"## To be known\n\n{shown}"
+
+
+_WARNINGS_SHOWN = 10
+
+
+def _recipe_rows(recipe: Mapping[str, Any]) -> str:
+    rows = []
+    for key, value in recipe.items():
+        options = value if isinstance(value, Mapping) else {"": value}
+        for option, setting in options.items():
+            name = f"{key}.{option}" if option else key
+            rows.append(f"| {name} | `{setting}` |")
+    return "\n".join(rows)

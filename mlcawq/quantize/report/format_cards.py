@@ -1,0 +1,89 @@
+"""What a model card says of each storage format: how the weights lie there, and what loads them."""
+
+from __future__ import annotations
+
+from mlcawq.quantize.report.card import FormatCard, Use
+
+_TRANSFORMERS = """
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", dtype="float16", device_map="auto")
+tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
+"""
+_AUTOAWQ = """
+from awq import AutoAWQForCausalLM
+
+model = AutoAWQForCausalLM.from_quantized("THIS_FOLDER", fuse_layers=False)
+"""
+_VLLM = """
+from vllm import LLM
+
+print(LLM("THIS_FOLDER", dtype="float16").generate("Once upon a time"))
+"""
+_REPACK = "mlcawq repack THIS_FOLDER -o OUT --format awq"
+
+_WITH_GPTQMODEL = Use("transformers (with `pip install gptqmodel`)", "python", _TRANSFORMERS)
+_WITH_AUTOAWQ = Use("AutoAWQ", "python", _AUTOAWQ)
+_WITH_VLLM = Use("vLLM", "python", _VLLM)
+_AS_GEMM = Use("Everything else (vLLM, SGLang, mlc_llm), after a repacking", "sh", _REPACK)
+
+FORMAT_CARDS = {
+    "awq": FormatCard(
+        'Stored as AutoAWQ\'s "gemm" version; all other tensors are float16.',
+        ("awq",),
+        (
+            _WITH_GPTQMODEL,
+            _WITH_VLLM,
+            _WITH_AUTOAWQ,
+            Use(
+                "mlcawq: compiled for this machine, by its own compiler or by mlc_llm's",
+                "sh",
+                """
+                mlcawq build THIS_FOLDER -o OUT --target cpu
+                mlcawq chat OUT
+                """,
+            ),
+            Use(
+                "mlc_llm",
+                "sh",
+                """
+                mlc_llm convert_weight THIS_FOLDER -o OUT \\
+                    --source-format awq --quantization q4f16_autoawq
+                """,
+            ),
+        ),
+    ),
+    "awq-gemv": FormatCard(
+        'Stored as AutoAWQ\'s "gemv" version, for one sequence at a time; all other tensors are '
+        "float16.",
+        ("awq",),
+        (_WITH_AUTOAWQ, _AS_GEMM),
+    ),
+    "awq-gemv-fast": FormatCard(
+        'Stored as AutoAWQ\'s "gemv_fast" version; all other tensors are float16.',
+        ("awq",),
+        (_WITH_AUTOAWQ, _AS_GEMM),
+    ),
+    "llm-awq": FormatCard(
+        "Stored as llm-awq (MIT-HAN-Lab) packs weights; all other tensors are float16.",
+        ("awq",),
+        (_AS_GEMM,),
+    ),
+    "compressed-tensors": FormatCard(
+        "Stored as compressed-tensors; all other tensors are float16.",
+        ("compressed-tensors",),
+        (
+            Use("transformers (with `pip install compressed-tensors`)", "python", _TRANSFORMERS),
+            _WITH_VLLM,
+        ),
+    ),
+    "fake": FormatCard(
+        "Stored dequantized, in float16: for measuring, not for saving space.",
+        (),
+        (
+            Use("transformers", "python", _TRANSFORMERS),
+            _WITH_VLLM,
+            Use("mlcawq: measured", "sh", "mlcawq eval THIS_FOLDER --text wikitext2"),
+        ),
+    ),
+}
