@@ -2,42 +2,30 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from mlcawq.quantize.report.data import Report
 from mlcawq.quantize.report.wording import grid_words, method_words, sizes_words
 
 
-@dataclass(frozen=True)
-class Use:
-    """One way to load a folder. language: of the code ("python", "sh")."""
+class FormatCard(Protocol):
+    """What a card says of a storage format; the formats themselves are such.
 
-    title: str
-    language: str
-    code: str
-
-
-@dataclass(frozen=True)
-class FormatCard:
-    """What a model card says of a storage format.
-
-    stored: how the weights lie in the folder, in a sentence or two.
-    tags: what a hub finds such folders by. uses: what loads it.
+    description: how the weights lie in the folder, in a sentence. usage: how the folder is loaded,
+    in Markdown, where it is called THIS_FOLDER. tag: what hubs find such folders by.
     """
 
-    stored: str
-    tags: tuple[str, ...]
-    uses: tuple[Use, ...]
+    description: str
+    usage: str
+    tag: str | None
 
 
 def model_card(report: Report, fmt: FormatCard) -> str:
-    """README.md, with the metadata that hubs read in front. Code names the folder THIS_FOLDER."""
+    """README.md, with the metadata that hubs read in front."""
     measured, recipe, data = report.measured, report.recipe, report.calibration
     bits = recipe.get("bits")
-    tags = [*fmt.tags, *([f"{bits}-bit"] if bits else []), "mlcawq"]
+    tags = [tag for tag in (fmt.tag, f"{bits}-bit", "mlcawq") if tag is not None]
     text = "calibration tokens (none could be held out)" if measured.seen else "held-out tokens"
     parts = [
         f"""\
@@ -46,10 +34,10 @@ library_name: transformers
 pipeline_tag: text-generation
 tags: [{", ".join(tags)}]
 ---
-# {report.model}{f", {bits} bits" if bits else ""}
+# {report.model}, {bits} bits
 
 Weights of {report.model} ({report.model_type}), quantized by mlcawq {report.versions["mlcawq"]}: \
-{method_words(recipe)}, {grid_words(recipe)}. {fmt.stored}""",
+{method_words(recipe)}, {grid_words(recipe)}. {fmt.description}""",
         f"""\
 ## Measured
 
@@ -78,14 +66,9 @@ Calibration: {data["sequences"]} sequences, {data["tokens"]} tokens of {data["so
 | recipe | |
 |---|---|
 {_recipe_rows(recipe)}""",
-        "## Use",
-        *(f"### {use.title}\n\n```{use.language}\n{_code(use)}\n```" for use in fmt.uses),
+        f"## Use\n\n{fmt.usage}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _code(use: Use) -> str:
-    return textwrap.dedent(use.code).strip("\n")
 
 
 def _size_row(report: Report) -> str:

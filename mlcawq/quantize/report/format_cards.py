@@ -2,7 +2,35 @@
 
 from __future__ import annotations
 
-from mlcawq.quantize.report.card import FormatCard, Use
+import textwrap
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Use:
+    """One way to load a folder. language: of the code ("python", "sh")."""
+
+    title: str
+    language: str
+    code: str
+
+
+@dataclass(frozen=True)
+class StoredAs:
+    """A `FormatCard`, with its usage piece by piece."""
+
+    description: str
+    tag: str | None
+    uses: tuple[Use, ...]
+
+    @property
+    def usage(self) -> str:
+        """See `FormatCard`."""
+        return "\n\n".join(
+            f"### {use.title}\n\n```{use.language}\n{textwrap.dedent(use.code).strip()}\n```"
+            for use in self.uses
+        )
+
 
 _TRANSFORMERS = """
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -28,9 +56,9 @@ _WITH_VLLM = Use("vLLM", "python", _VLLM)
 _AS_GEMM = Use("Everything else (vLLM, SGLang, mlc_llm), after a repacking", "sh", _REPACK)
 
 FORMAT_CARDS = {
-    "awq": FormatCard(
+    "awq": StoredAs(
         'Stored as AutoAWQ\'s "gemm" version; all other tensors are float16.',
-        ("awq",),
+        "awq",
         (
             _WITH_GPTQMODEL,
             _WITH_VLLM,
@@ -53,33 +81,33 @@ FORMAT_CARDS = {
             ),
         ),
     ),
-    "awq-gemv": FormatCard(
+    "awq-gemv": StoredAs(
         'Stored as AutoAWQ\'s "gemv" version, for one sequence at a time; all other tensors are '
         "float16.",
-        ("awq",),
+        "awq",
         (_WITH_AUTOAWQ, _AS_GEMM),
     ),
-    "awq-gemv-fast": FormatCard(
+    "awq-gemv-fast": StoredAs(
         'Stored as AutoAWQ\'s "gemv_fast" version; all other tensors are float16.',
-        ("awq",),
+        "awq",
         (_WITH_AUTOAWQ, _AS_GEMM),
     ),
-    "llm-awq": FormatCard(
+    "llm-awq": StoredAs(
         "Stored as llm-awq (MIT-HAN-Lab) packs weights; all other tensors are float16.",
-        ("awq",),
+        "awq",
         (_AS_GEMM,),
     ),
-    "compressed-tensors": FormatCard(
+    "compressed-tensors": StoredAs(
         "Stored as compressed-tensors; all other tensors are float16.",
-        ("compressed-tensors",),
+        "compressed-tensors",
         (
             Use("transformers (with `pip install compressed-tensors`)", "python", _TRANSFORMERS),
             _WITH_VLLM,
         ),
     ),
-    "fake": FormatCard(
+    "fake": StoredAs(
         "Stored dequantized, in float16: for measuring, not for saving space.",
-        (),
+        None,
         (
             Use("transformers", "python", _TRANSFORMERS),
             _WITH_VLLM,
