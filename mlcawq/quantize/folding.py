@@ -7,24 +7,39 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from mlcawq.errors import UserError
 from mlcawq.families import ScalingGroup
+from mlcawq.families.rows import rows_of
 
 
 def channel_rows(block: nn.Module, group: ScalingGroup, head_dim: int) -> torch.Tensor | None:
     """Which output row of the operation before each channel of the readers comes from.
 
-    Returns int64 [K], or None where channel c is row c. With grouped-query attention, the query
-    heads that share a value head read the same rows.
+    head_dim: of a value head. Returns int64 [K], or None where channel c is row c, as it is after
+    norms. With grouped-query attention, the query heads that share a value head read the same rows.
     """
     if group.previous is None:
         return None
     previous, reader = (block.get_submodule(name) for name in (group.previous, group.linears[0]))
-    if not isinstance(previous, nn.Linear) or previous.out_features == reader.in_features:
+    if not isinstance(previous, nn.Linear):
         return None
-    rows = torch.arange(previous.out_features).view(-1, 1, head_dim)
-    return rows.expand(-1, reader.in_features // previous.out_features, -1).reshape(-1)
+    channels = int(reader.in_features)
+    if not isinstance(group.rows, str):
+        return torch.tensor(group.rows)
+    if group.rows == "heads" and previous.out_features == channels:
+        return None
+    return rows_of(group.rows, channels, previous.out_features, head_dim)
+
+
+def value_head_dim(config: Any) -> int:
+    """Channels of a value head; config: of transformers, the text model's."""
+    # Latent attention has values of their own width, and head_dim is the rotary part there.
+    for key in ("v_head_dim", "head_dim"):
+        if getattr(config, key, None):
+            return int(getattr(config, key))
+    return int(config.hidden_size // config.num_attention_heads)
 
 
 def fold_scale(
@@ -37,18 +52,22 @@ def fold_scale(
 ) -> torch.Tensor:
     """Divide the output of `previous` by `scale` and multiply the columns of `readers` by it.
 
+    previous: a linear, or a norm that multiplies by its weight, or by 1 + weight.
+    readers: modules with a weight [N, K]: linears, routers.
     scale: [K], equal for channels that share a row; rows: of `channel_rows`.
     Returns the scale that was applied. Raises UserError naming `where` when it is not finite.
     """
     if isinstance(previous, nn.Linear):
         divisor = by_row(scale, rows, previous.out_features)
         previous.weight.detach().div_(divisor.unsqueeze(1))
-        if previous.bias is not None:
-            previous.bias.detach().div_(divisor)
     else:
         norm: Any = previous
-        scale, rounded = storable_scale(scale, norm.weight.detach())
+        scale, rounded = storable_scale(scale, norm.weight.detach(), weight_offset(norm))
         norm.weight = nn.Parameter(rounded, requires_grad=False)
+        divisor = scale
+    bias = getattr(previous, "bias", None)
+    if bias is not None:
+        bias.detach().div_(divisor)
     for reader in readers:
         weight: Any = reader.weight
         weight.detach().mul_(scale)
@@ -69,14 +88,42 @@ def by_row(scale: torch.Tensor, rows: torch.Tensor | None, count: int) -> torch.
     return divisor
 
 
-def storable_scale(scale: torch.Tensor, norm: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def weight_offset(norm: nn.Module) -> float:
+    """What a norm adds to its weight before it multiplies by it: 1 in Gemma and Nemotron, else 0.
+
+    Found by calling it, as there are as many classes of norms as architectures. Raises ValueError
+    for a module that does neither.
+    """
+    weight: Any = norm.weight
+    inputs = torch.linspace(-1, 2, weight.numel(), dtype=weight.dtype, device=weight.device)
+
+    def normalized(value: float) -> torch.Tensor:
+        state = {"weight": torch.full_like(weight, value)}
+        bias = getattr(norm, "bias", None)
+        if bias is not None:
+            state["bias"] = torch.zeros_like(bias)
+        return functional_call(norm, state, (inputs.unsqueeze(0),))
+
+    with torch.no_grad():
+        without, one = normalized(0.0), normalized(1.0)
+    if not without.any():
+        return 0.0
+    if torch.allclose(one, 2 * without):
+        return 1.0
+    raise ValueError(f"{type(norm).__name__} is no norm that multiplies by its weight")
+
+
+def storable_scale(
+    scale: torch.Tensor, norm: torch.Tensor, offset: float = 0.0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The scale that dividing a float16 norm weight really applies, and that weight.
 
-    norm / scale has to be rounded to float16. Taking norm / rounded for the scale in its place
-    leaves no error at all: the function of norm and linears together is kept. Returns
-    (scale, rounded norm), both float32 [K]; channels where that is impossible keep scale 1.
+    (norm + offset) / scale - offset has to be rounded to float16. Taking the quotient of what the
+    norm multiplied by and what it multiplies by now for the scale leaves no error at all: the
+    function of norm and linears together is kept. Returns (scale, rounded norm), both float32 [K];
+    channels where that is impossible keep scale 1.
     """
-    rounded = (norm / scale).to(torch.float16).float()
-    exact = norm / rounded
+    rounded = ((norm + offset) / scale - offset).to(torch.float16).float()
+    exact = (norm + offset) / (rounded + offset)
     usable = torch.isfinite(exact) & torch.isfinite(rounded) & (exact > 0)
     return torch.where(usable, exact, torch.ones_like(exact)), torch.where(usable, rounded, norm)
