@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -43,8 +43,8 @@ def _corpus(chats: ChatSource, rng: random.Random) -> Iterator[str]:
             yield turn.answer
 
 
-def train_tokenizer(chats: ChatSource, seed: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of `VOCABULARY` entries that can write any text (all 256 bytes are in it)."""
+def byte_level_bpe(texts: Iterable[str], size: int, specials: list[str]) -> Tokenizer:
+    """A tokenizer of `size` entries that can write any text (all 256 bytes are in it)."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -54,12 +54,19 @@ def train_tokenizer(chats: ChatSource, seed: int) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY,
-        special_tokens=[END_OF_TEXT, TURN_START, TURN_END],
+        vocab_size=size,
+        special_tokens=specials,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_corpus(chats, random.Random(seed)), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def train_tokenizer(chats: ChatSource, seed: int) -> PreTrainedTokenizerFast:
+    """The demo's: `VOCABULARY` entries, made for the demo's own text."""
+    specials = [END_OF_TEXT, TURN_START, TURN_END]
+    tokenizer = byte_level_bpe(_corpus(chats, random.Random(seed)), VOCABULARY, specials)
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=TURN_END,

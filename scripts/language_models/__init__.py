@@ -1,0 +1,1 @@
+"""Small language models of several families, trained on real text, for comparing quantizers."""
