@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mlcawq.errors import UserError
+from mlcawq.errors import Problem, UserError
 
 if TYPE_CHECKING:
     import torch
@@ -42,6 +42,19 @@ def check_output(out: Path, *, overwrite: bool = False) -> None:
             "the output folder exists and is not empty",
             str(out),
             "choose another -o, or pass --overwrite to replace it",
+        )
+
+
+def replacing_problems(src: Path, out: Path, overwrite: bool) -> Iterator[Problem]:
+    """--overwrite replaces an earlier result, never the original or a folder of other things."""
+    place, source = out.resolve(), src.resolve()
+    if place == source or place in source.parents:
+        yield Problem("the output would replace the original model", str(out), "choose another -o")
+    elif overwrite and out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file():
+        yield Problem(
+            "--overwrite replaces model folders only, and there is no config.json",
+            str(out),
+            "choose another -o, or remove the folder yourself",
         )
 
 

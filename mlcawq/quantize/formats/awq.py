@@ -37,11 +37,8 @@ class AwqStorage(ABC):
     """
 
     name: str
-    description: str
-    usage: str
     version: str
-    tag: str | None = "awq"
-    sharded: bool = True
+    one_file: bool = False
     group_sizes: tuple[int, ...] | None = None
     in_multiple: int = 1
     out_multiple: int = 8

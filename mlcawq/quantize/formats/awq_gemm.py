@@ -22,13 +22,6 @@ class AwqGemm(AwqStorage):
 
     name = "awq"
     version = "gemm"
-    description = 'Stored as AutoAWQ\'s "gemm" version; all other tensors are float16.'
-    usage = """```sh
-mlcawq build THIS_FOLDER -o OUT --target cpu
-mlcawq chat OUT
-```
-
-transformers, AutoAWQ, vLLM, SGLang and mlc_llm (`--source-format awq`) read the folder as well."""
 
     def layout(self, spec: LinearSpec) -> dict[str, Layout]:
         """See `AwqStorage.layout`."""

@@ -29,13 +29,6 @@ class AwqGemv(AwqStorage):
 
     name = "awq-gemv"
     version = "gemv"
-    description = 'Stored as AutoAWQ\'s "gemv" version; all other tensors are float16.'
-    usage = """```python
-awq.AutoAWQForCausalLM.from_quantized("THIS_FOLDER")
-```
-
-The kernels want a GPU. `mlcawq repack THIS_FOLDER -o OUT --format awq` makes the version that \
-most other tools read."""
     group_sizes = (64, 128)
     in_multiple = PACK
 

@@ -25,13 +25,6 @@ class AwqGemvFast(AwqStorage):
 
     name = "awq-gemv-fast"
     version = "gemv_fast"
-    description = 'Stored as AutoAWQ\'s "gemv_fast" version; all other tensors are float16.'
-    usage = """```python
-awq.AutoAWQForCausalLM.from_quantized("THIS_FOLDER")
-```
-
-The kernels want a GPU. `mlcawq repack THIS_FOLDER -o OUT --format awq` makes the version that \
-most other tools read."""
     group_sizes = (128,)
     in_multiple = _STEP
     scaled = True

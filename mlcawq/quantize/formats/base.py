@@ -59,16 +59,12 @@ class Headers(Protocol):
 class Format(Protocol):
     """One way of storing quantized linears in a Hugging Face folder.
 
-    name: what --format takes. description: a sentence for the model card. usage: how the folder is
-    loaded, in Markdown. tag: for the model card's metadata. sharded: whether its readers take
-    weights in several files.
+    name: what --format takes. one_file: its readers want all weights in model.safetensors, a head
+    that is tied to the embedding included.
     """
 
     name: str
-    description: str
-    usage: str
-    tag: str | None
-    sharded: bool
+    one_file: bool
 
     def problems(self, linears: Mapping[str, LinearSpec]) -> Iterator[Problem]:
         """Why these linears, by full name, cannot be stored; every offender is named."""

@@ -46,15 +46,7 @@ class CompressedTensors:
     """See the module."""
 
     name = _METHOD
-    description = "Stored in the compressed-tensors format; all other tensors are float16."
-    usage = """```python
-# pip install compressed-tensors
-transformers.AutoModelForCausalLM.from_pretrained("THIS_FOLDER")
-```
-
-vLLM reads the folder as well: weights of 4 and 8 bits, and 8-bit weights with 8-bit activations."""
-    tag: str | None = _METHOD
-    sharded = True
+    one_file = False
 
     def problems(self, linears: Mapping[str, LinearSpec]) -> Iterator[Problem]:
         """See `Format.problems`."""

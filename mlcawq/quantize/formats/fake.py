@@ -16,12 +16,7 @@ class Fake:
     """See the module. Reading such a folder is reading an unquantized model."""
 
     name = "fake"
-    description = "Stored dequantized, in float16: for measuring, not for saving space."
-    usage = """```python
-transformers.AutoModelForCausalLM.from_pretrained("THIS_FOLDER")
-```"""
-    tag: str | None = None
-    sharded = True
+    one_file = False
 
     def problems(self, linears: Mapping[str, LinearSpec]) -> Iterator[Problem]:
         """See `Format.problems`."""

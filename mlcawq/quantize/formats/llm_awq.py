@@ -20,17 +20,7 @@ class LlmAwq(AwqGemvFast):
 
     name = "llm-awq"
     version = "llm-awq"
-    description = "Stored as llm-awq's second version; all other tensors are float16."
-    usage = """```sh
-python -m awq.entry --model_path THIS_FOLDER --w_bit 4 --q_group_size 128 \\
-    --load_quant THIS_FOLDER/model.safetensors
-python tinychat/demo.py --model_path THIS_FOLDER --q_group_size 128 \\
-    --load_quant THIS_FOLDER/model.safetensors
-```
-
-Run in a checkout of llm-awq. `mlcawq repack THIS_FOLDER -o OUT --format awq` makes the version \
-that most other tools read."""
-    sharded = False
+    one_file = True
 
     @property
     def zeros_part(self) -> str:
