@@ -31,6 +31,17 @@ def _pattern(value: str) -> str:
     return value
 
 
+class RotationRecipe(_Strict):
+    """Rotation of the residual stream, folded into the weights (QuaRot, arXiv 2404.00456).
+
+    heads: rotate the values of each head too.
+    seed: of the random signs of the Hadamard matrices.
+    """
+
+    heads: bool = True
+    seed: int = Field(default=0, ge=0)
+
+
 class ScaleRecipe(_Strict):
     """Search of the per-channel scales (AWQ, section 3.2).
 
@@ -88,6 +99,15 @@ class CompensationRecipe(_Strict):
     towards_original: float = Field(default=0.5, ge=0, le=1)
 
 
+class ActivationRecipe(_Strict):
+    """Linears that take integers: each token is rounded, symmetrically, as the model runs.
+
+    bits: of what a linear is given.
+    """
+
+    bits: Literal[8] = 8
+
+
 GroupSize = Literal[32, 64, 128, "channel"]
 Bits = Literal[2, 3, 4, 8]
 
@@ -115,8 +135,10 @@ class Recipe(_Strict):
     bits, group_size, symmetric: the integers. group_size "channel": one group for each output
         channel.
     overrides: other integers for some linears; of several that match, later ones win.
+    rotation: of the residual stream, before anything else.
     scale, clip: AWQ's two searches.
     compensation: rounding as GPTQ does; null rounds to nearest.
+    activations: what linears are given is rounded too, in every search and measurement.
     token_weighting: "residual" weighs a token's error by 1 / mean(h^2) of its hidden state after
         the block, as the next norm does; "none" by 1.
     propagate: what the next block is calibrated on: the outputs of the "quantized" block, or of
@@ -130,9 +152,11 @@ class Recipe(_Strict):
     group_size: GroupSize = 128
     symmetric: bool = False
     overrides: tuple[Override, ...] = ()
+    rotation: RotationRecipe | None = None
     scale: ScaleRecipe | None = ScaleRecipe()
     clip: ClipRecipe | None = ClipRecipe()
     compensation: CompensationRecipe | None = None
+    activations: ActivationRecipe | None = None
     token_weighting: Literal["residual", "none"] = "residual"
     propagate: Literal["quantized", "original"] = "quantized"
     modules_to_not_convert: tuple[Annotated[str, AfterValidator(_pattern)], ...] = ("lm_head",)
