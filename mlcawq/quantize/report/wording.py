@@ -63,10 +63,14 @@ def size_words(count: float) -> str:
     return f"{count / 1e3:.3g} kB"
 
 
+def share_words(storage: Storage) -> str:
+    """The output's size as a share of the original's ("29%")."""
+    return f"{storage.output / storage.original:.0%}" if storage.original else ""
+
+
 def sizes_words(storage: Storage) -> tuple[str, str]:
     """Size before and after, the latter with its share of the former."""
-    share = storage.output / storage.original if storage.original else 0.0
-    return size_words(storage.original), f"{size_words(storage.output)} ({share:.0%})"
+    return size_words(storage.original), f"{size_words(storage.output)} ({share_words(storage)})"
 
 
 def time_words(seconds: float) -> str:
