@@ -6,10 +6,12 @@ import torch
 from torch import nn
 
 from mlcawq.families import ScalingGroup
+from mlcawq.quantize.distributed import before, largest, total
 from mlcawq.quantize.folding import by_row, channel_rows, fold_scale
-from mlcawq.quantize.probes import ModuleProbe, SumProbe, mixes_tokens
+from mlcawq.quantize.probes import ModuleProbe, Sample, SumProbe, mixes_tokens
 from mlcawq.quantize.recipe import ScaleRecipe
 from mlcawq.quantize.scaling import Probe, search_scale
+from mlcawq.quantize.states import shapes_of
 from mlcawq.quantize.statistics import BlockStatistics
 from mlcawq.quantize.workspace import Workspace
 
@@ -53,42 +55,51 @@ def _reader(work: Workspace, group: ScalingGroup) -> str:
 
 def _probe(work: Workspace, group: ScalingGroup, recipe: ScaleRecipe) -> Probe:
     seen = work.seen_by(_reader(work, group))
-    step = max(1, seen.tokens.shape[0] // recipe.tokens)
-    tokens, weights = seen.tokens[::step], seen.weights[::step]
+    sample = seen.sample.every(max(1, seen.sample.count // recipe.tokens))
     if recipe.objective == "linear":
         return SumProbe(
             [
-                ModuleProbe(work.linears[linear], tokens, weights)
+                ModuleProbe(work.linears[linear], sample)
                 for linear in group.linears
                 if linear in work.grids
             ]
         )
     module = work.block.get_submodule(group.inspect)
     if not mixes_tokens(module):
-        return ModuleProbe(module, tokens, weights)
-    inputs, weights = _sequences(work, _reader(work, group), recipe.tokens)
-    return ModuleProbe(module, inputs, weights, work.arguments)
+        return ModuleProbe(module, sample)
+    return ModuleProbe(
+        module, _sequences(work, _reader(work, group), recipe.tokens), work.arguments
+    )
 
 
-def _sequences(work: Workspace, linear: str, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _sequences(work: Workspace, linear: str, count: int) -> Sample:
     """Inputs [S, T, K] of `linear` and weights [S, T] on beginnings of whole sequences."""
-    length = min(_PROBE_LENGTH, max(states.shape[1] for states in work.hidden))
-    sequences = [
-        sequence[:length]
-        for states in work.hidden
-        for sequence in states
-        if states.shape[1] >= length
+    shapes = shapes_of(work.hidden)
+    length = min(_PROBE_LENGTH, largest(max(tokens for _, tokens in shapes)))
+    places = [
+        (j, row)
+        for j, (batch, tokens) in enumerate(shapes)
+        for row in range(batch)
+        if tokens >= length
     ]
-    step = max(1, len(sequences) * length // count)
+    first, sequences = before(len(places)), int(total(len(places)))
+    step = max(1, sequences * length // count)
+    chosen = places[-first % step :: step]
     gather = BlockStatistics(
         {linear: work.linears[linear]},
         {linear: ()},
-        total=length * len(sequences[::step]),
-        sample=length * len(sequences[::step]),
+        total=length * len(chosen),
+        sample=length * sequences,
         weighted=work.weighted,
         where=work.name,
     )
-    states = torch.stack(sequences[::step])
-    gather.take(work.run(states))
+    if chosen:
+        states = torch.stack([work.hidden[j][row, :length] for j, row in chosen])
+        gather.take(work.run(states))
     seen = gather.finish()[linear]
-    return seen.tokens.view(*states.shape[:2], -1), seen.weights.view(states.shape[:2])
+    return Sample(
+        seen.tokens.unflatten(0, (len(chosen), length)),
+        seen.weights.view(len(chosen), length),
+        -(-first // step),
+        -(-sequences // step),
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
@@ -12,10 +11,12 @@ from torch import nn
 from mlcawq.errors import UserError
 from mlcawq.families import ScalingGroup
 from mlcawq.quantize.balancing import balance
+from mlcawq.quantize.distributed import total
 from mlcawq.quantize.integer import QuantizedWeight
 from mlcawq.quantize.recipe import Recipe
 from mlcawq.quantize.report import LinearReport, Spread
 from mlcawq.quantize.rounding import Original, round_compensating, round_nearest
+from mlcawq.quantize.states import HiddenStates
 from mlcawq.quantize.workspace import Arguments, Workspace
 
 
@@ -34,7 +35,7 @@ class BlockResult:
 
     weights: dict[str, QuantizedWeight]
     changed: dict[str, torch.Tensor]
-    outputs: list[torch.Tensor]
+    outputs: HiddenStates | list[torch.Tensor]
     linears: list[LinearReport]
     error: float
     warnings: tuple[str, ...] = ()
@@ -51,20 +52,16 @@ def quantize_block(
     name: str,
     full_name: Callable[[str], str],
     head_dim: int,
-    original: Sequence[torch.Tensor] | None = None,
+    original: Original | None = None,
 ) -> BlockResult:
     """Search and round the linears of `block`, which is changed in place and computes the result.
 
     block, hidden, arguments, groups, name, full_name: see Workspace.
-    original: what the block is given in the original model, like `hidden`; wanted by recipes that
-        follow it (`Recipe.follows_original`).
+    original: the block again, which stays as it is, and its inputs in the original model, batches
+        like those of `hidden`; wanted by recipes that follow it (`Recipe.follows_original`).
 
     Raises UserError naming the layer where a weight or an activation is not finite.
     """
-    clean = None
-    if recipe.follows_original:
-        assert original is not None
-        clean = Original(deepcopy(block), original)
     work = Workspace(block, hidden, arguments, groups, recipe, name, full_name)
     before = {key: value.clone() for key, value in work.other_tensors()}
     unquantized = {linear: _Unquantized(work, linear) for linear in work.active}
@@ -72,7 +69,7 @@ def quantize_block(
     if recipe.scale is not None:
         balance(work, recipe.scale, head_dim)
     if recipe.compensation is not None:
-        weights = round_compensating(work, recipe.compensation, clean)
+        weights = round_compensating(work, recipe.compensation, original)
     else:
         weights = round_nearest(work)
 
@@ -113,7 +110,7 @@ class _Unquantized:
         )
 
 
-def _propagate(work: Workspace) -> tuple[float, list[torch.Tensor]]:
+def _propagate(work: Workspace) -> tuple[float, HiddenStates | list[torch.Tensor]]:
     """Relative error of the block's outputs, and what the next block is calibrated on."""
     if work.recipe.propagate == "original":
         return work.error(), work.targets
@@ -125,9 +122,13 @@ def _propagate(work: Workspace) -> tuple[float, list[torch.Tensor]]:
         difference += float((output - target).square().sum(dtype=torch.float64))
         norm += float(target.square().sum(dtype=torch.float64))
         work.targets[j] = output  # the original one is not wanted any more
-    return (difference / max(norm, 1e-300)) ** 0.5, work.targets
+    return (total(difference) / max(total(norm), 1e-300)) ** 0.5, work.targets
 
 
 def _relative(found: torch.Tensor, reference: torch.Tensor) -> float:
-    size = float(reference.norm())
-    return float((found - reference).norm()) / size if size else 0.0
+    difference, size = total(_squares(found - reference)), total(_squares(reference))
+    return (difference / size) ** 0.5 if size else 0.0
+
+
+def _squares(values: torch.Tensor) -> float:
+    return float(values.square().sum(dtype=torch.float64))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,7 +24,7 @@ HUB_DATASETS = {
 _PASSAGE = 1 << 16  # characters: what a long text is shuffled by
 _OVERSUPPLY = 4  # blocks are drawn from so many times the tokens needed, where there are as many
 _HELD_OUT = 8  # blocks
-_BATCH_TOKENS = 2048
+BATCH_TOKENS = 2048  # that go through a block together where memory allows
 
 # A document is running text, or the messages of a chat.
 Document = str | list[dict[str, Any]]
@@ -59,16 +60,18 @@ class CalibrationData:
         return digest.hexdigest()
 
 
-def batched(sequences: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Sequences of equal length stacked to [B, T], about 2048 tokens each; nothing is padded."""
-    by_length: dict[int, list[torch.Tensor]] = {}
-    for sequence in sequences:
-        by_length.setdefault(len(sequence), []).append(sequence)
+def batched(sequences: Sequence[torch.Tensor], tokens: int = BATCH_TOKENS) -> list[torch.Tensor]:
+    """Sequences of equal length stacked to [B, T], about `tokens` each; nothing is padded.
+
+    Longer sequences come first, those of one length in their order.
+    """
     batches: list[torch.Tensor] = []
-    for length, equal in sorted(by_length.items(), reverse=True):
-        count = max(1, _BATCH_TOKENS // length)
+    ordered = sorted(sequences, key=len, reverse=True)
+    for length, equal in itertools.groupby(ordered, len):
+        count = max(1, tokens // length)
+        alike = list(equal)
         batches.extend(
-            torch.stack(equal[start : start + count]) for start in range(0, len(equal), count)
+            torch.stack(alike[start : start + count]) for start in range(0, len(alike), count)
         )
     return batches
 

@@ -24,13 +24,13 @@ def search_clipping(
     is strictly better.
     """
     grouped = grid.grouped(weight)
-    scale = torch.empty(grouped.shape[0], 1, grouped.shape[2])
+    scale = weight.new_empty(grouped.shape[0], 1, grouped.shape[2])
     zero = torch.empty_like(scale)
 
     def work(part: Part) -> None:
         scale[part], zero[part] = _Search(grouped[part], gram[part[0]], grid).run(recipe)
 
-    for_each(work, chunks(grouped.shape))
+    for_each(work, chunks(grouped))
     return scale, zero
 
 

@@ -32,13 +32,13 @@ def round_compensated(
     nearest. Channels whose input is always zero are rounded to nearest.
     """
     K, N = weight.shape
-    order = torch.arange(K)
+    order = torch.arange(K, device=weight.device)
     if recipe.act_order:
         order = moment.diagonal().argsort(descending=True, stable=True)
     group = order // grid.group_size
     factor = inverse_factor(moment[order][:, order], recipe.damping)
     rest = weight[order]
-    codes = torch.empty(K, N, dtype=torch.uint8)
+    codes = torch.empty(K, N, dtype=torch.uint8, device=weight.device)
     for start in range(0, K, recipe.block_size):
         block = slice(start, min(start + recipe.block_size, K))
         local, errors = factor[block, block], torch.empty_like(rest[block])
@@ -87,5 +87,5 @@ def inverse_factor(moment: torch.Tensor, damping: float) -> torch.Tensor:
         if not failed:
             break
         damping *= 2
-    identity = torch.eye(len(lower))
+    identity = torch.eye(len(lower), device=lower.device)
     return torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)

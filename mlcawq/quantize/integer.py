@@ -22,6 +22,7 @@ SMALLEST_SCALE = 2.0**-20
 LARGEST_SCALE = 65504.0  # of float16
 # Elements worked on at a time: small enough that a chunk of float32 stays in a core's cache.
 CHUNK = 1 << 18
+_GPU_CHUNK = 1 << 25  # there, small ones leave it idle
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class IntegerGrid:
             scale, zero = self.parameters(low, high)
             self.values_(given, scale, zero, out=out[part])
 
-        for_each(work, chunks(weight.shape))
+        for_each(work, chunks(weight))
         return out
 
 
@@ -119,7 +120,7 @@ def quantize_weight(
             torch.uint8
         )
 
-    for_each(work, chunks(grouped.shape))
+    for_each(work, chunks(grouped))
     return QuantizedWeight(
         codes.reshape(weight.shape),
         scale.squeeze(1).to(torch.float16),
@@ -134,11 +135,12 @@ def full_range(weight: torch.Tensor, grid: IntegerGrid) -> tuple[torch.Tensor, t
     return grid.parameters(grouped.amin(1, keepdim=True), grouped.amax(1, keepdim=True))
 
 
-def chunks(shape: torch.Size) -> Iterator[Part]:
+def chunks(grouped: torch.Tensor) -> Iterator[Part]:
     """Index tuples that cut [K/G, G, N] along groups and columns into parts of about CHUNK."""
-    groups, size, columns = shape
-    width = min(columns, max(256, CHUNK // size))
-    height = max(1, CHUNK // (size * width))
+    groups, size, columns = grouped.shape
+    elements = CHUNK if grouped.device.type == "cpu" else _GPU_CHUNK
+    width = min(columns, max(256, elements // size))
+    height = max(1, elements // (size * width))
     for first in range(0, groups, height):
         for start in range(0, columns, width):
             yield slice(first, first + height), slice(None), slice(start, start + width)

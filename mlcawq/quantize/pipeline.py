@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import torch
 import transformers
+from torch import nn
 
 import mlcawq
 from mlcawq.checkpoint.config import read_config
@@ -40,6 +41,7 @@ from mlcawq.quantize.checks import (
     machine_problems,
     recipe_problems,
 )
+from mlcawq.quantize.distributed import everywhere, share
 from mlcawq.quantize.integer import QuantizedWeight
 from mlcawq.quantize.journal import Journal
 from mlcawq.quantize.metering import Meter, joined
@@ -56,6 +58,8 @@ from mlcawq.quantize.report import (
 )
 from mlcawq.quantize.report.card import model_card
 from mlcawq.quantize.report.format_cards import FORMAT_CARDS
+from mlcawq.quantize.rounding import Original
+from mlcawq.quantize.states import HiddenStates, shapes_of
 from tir_kernels import reference
 
 _SHARD_BYTES = 2 * 2**30
@@ -210,24 +214,28 @@ class _Run:
         self.meter = meter
         self.model, self.recipe, self.fmt, self.journal = model, recipe, fmt, journal
         self.seen = calibration.held_out_is_seen
-        self.held_out = batched(calibration.held_out)
         self._clear_beside("partial")
+        text, self.held_out = (
+            batched(share(sorted(sequences, key=len, reverse=True)))
+            for sequences in (calibration.sequences, calibration.held_out)
+        )
+        self.states = {"calibration": self._room(text), "original": self._room(self.held_out)}
+        self.states["quantized"] = self._room(self.held_out)
+        if recipe.follows_original:  # what the original model makes of the calibration text
+            self.states["reference"] = self._room(text)
         if journal.finished:
-            state = journal.state()
-            self.hidden = _unpacked(state, "calibration")
-            self.reference = _unpacked(state, "reference")
-            self.original = _unpacked(state, "original")
-            self.quantized = _unpacked(state, "quantized")
+            journal.load(self.states)
         else:
-            raise_all(_unstorable(model))
-            self.hidden = [model.embed(ids) for ids in batched(calibration.sequences)]
-            # What the original model computes from the calibration text, where a recipe wants it.
-            self.reference = (
-                [states.clone() for states in self.hidden] if recipe.follows_original else []
-            )
-            self.original = [model.embed(ids) for ids in self.held_out]
-            self.quantized = [states.clone() for states in self.original]
+            everywhere(lambda: raise_all(_unstorable(model)))
+            for name, states in self.states.items():
+                batches = text if name in ("calibration", "reference") else self.held_out
+                for j, ids in enumerate(batches):
+                    states[j] = model.embed(ids)
         self.before = meter.lap()
+
+    def _room(self, batches: Sequence[torch.Tensor]) -> HiddenStates:
+        """For the hidden states of token ids [B, T] each."""
+        return HiddenStates(shapes_of(batches), self.model.config.hidden_size, torch.device("cpu"))
 
     def _clear_beside(self, kind: str) -> None:
         """Remove what a killed run has left: this process alone holds the journal's lock.
@@ -245,33 +253,40 @@ class _Run:
         model = self.model
         name = model.block_name(i)
         block = model.block(i)
-        self.original = [model.run_block(block, i, states) for states in self.original]
-        reference = [model.run_block(block, i, states) for states in self.reference]
+        self._advance("original", block, i)
+        original = None
+        if self.recipe.follows_original:
+            original = Original(model.block(i), self.states["reference"])
         result = quantize_block(
             block,
-            self.hidden,
+            self.states["calibration"],
             lambda batch, tokens: model.layer_arguments(i, batch, tokens),
             model.family.groups_of(block),
             self.recipe,
             name=name,
             full_name=lambda linear: f"{name}.{linear}",
             head_dim=model.config.head_dim,
-            original=self.reference,
+            original=original,
         )
-        self.hidden, self.reference = result.outputs, reference
-        self.quantized = [model.run_block(block, i, states) for states in self.quantized]
+        assert isinstance(result.outputs, HiddenStates)
+        self.states["calibration"] = result.outputs
+        self._advance("quantized", block, i)
+        if original is not None:
+            self._advance("reference", original.block, i)
         stored = self._stored(name, result)
         linears = tuple(_with_size(linear, name, stored) for linear in result.linears)
         report = BlockReport(name, result.error, linears, warnings=result.warnings)
-        state = {
-            **_packed("calibration", self.hidden),
-            **_packed("reference", self.reference),
-            **_packed("original", self.original),
-            **_packed("quantized", self.quantized),
-        }
         entry = {"report": asdict(report), "usage": asdict(self.meter.lap())}
-        self.journal.commit(stored, state, entry)
+        self.journal.commit(stored, self.states, entry)
         return report
+
+    def _advance(self, name: str, block: nn.Module, i: int) -> None:
+        """Take some of the states through block i."""
+        given = self.states[name]
+        made = given.next()
+        for j, states in enumerate(given):
+            made[j] = self.model.run_block(block, i, states)
+        self.states[name] = made
 
     def block_reports(self) -> tuple[BlockReport, ...]:
         """Of the finished blocks, those of earlier runs included."""
@@ -309,7 +324,7 @@ class _Run:
         divergence = agreeing = loss = original_loss = 0.0
         tokens = predicted = 0
         for ids, original, quantized in zip(
-            self.held_out, self.original, self.quantized, strict=True
+            self.held_out, self.states["original"], self.states["quantized"], strict=True
         ):
             for j in range(len(ids)):
                 for start in range(0, ids.shape[1], LOGIT_TOKENS):
@@ -455,14 +470,6 @@ def _unstorable(model: StreamedModel) -> Iterator[Problem]:
 
 def _perplexity(loss: float) -> float:
     return math.exp(min(loss, 700.0))  # a finite number, which JSON can hold, for any model
-
-
-def _packed(prefix: str, states: Sequence[torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {f"{prefix}.{j:05d}": tensor for j, tensor in enumerate(states)}
-
-
-def _unpacked(state: dict[str, torch.Tensor], prefix: str) -> list[torch.Tensor]:
-    return [state[name] for name in sorted(state) if name.startswith(f"{prefix}.")]
 
 
 def _versions() -> dict[str, str]:

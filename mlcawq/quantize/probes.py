@@ -4,20 +4,44 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from mlcawq.quantize.distributed import total
+
 _QUICK = 4  # a quick look takes one of so many tokens, or sequences
+
+
+@dataclass(frozen=True)
+class Sample:
+    """This rank's part of the inputs that judge a module.
+
+    inputs: [T, K] tokens, or [S, T, K] sequences for a module that mixes tokens.
+    weights: [T] or [S, T], how much each token's error counts.
+    first: which of all ranks' tokens, or sequences, is the first here. count: how many all have.
+    """
+
+    inputs: torch.Tensor
+    weights: torch.Tensor
+    first: int
+    count: int
+
+    def every(self, step: int) -> Sample:
+        """One of `step` tokens or sequences, the same ones however they are spread over ranks."""
+        part = slice(-self.first % step, None, step)
+        return Sample(
+            self.inputs[part], self.weights[part], -(-self.first // step), -(-self.count // step)
+        )
 
 
 class ModuleProbe:
     """The relative squared error of one module's output.
 
-    module: called with inputs [..., K]; `arguments` gives the keyword arguments for a batch.
-    inputs: [T, K] tokens, or [S, T, K] sequences for a module that mixes tokens.
-    weights: [T] or [S, T], how much each token's error counts.
+    module: called with inputs like the sample's; `arguments` gives the keyword arguments for a
+        batch.
 
     The reference is the module's output at construction.
     """
@@ -25,28 +49,29 @@ class ModuleProbe:
     def __init__(
         self,
         module: nn.Module,
-        inputs: torch.Tensor,
-        weights: torch.Tensor,
+        sample: Sample,
         arguments: Callable[[int, int], dict[str, Any]] | None = None,
     ) -> None:
-        self._module = module
-        self._inputs = inputs
-        self._arguments = arguments
-        self._weights = weights.unsqueeze(-1)
-        step = min(_QUICK, inputs.shape[0])
-        self._quick = slice(None, None, step)
-        self._reference = self._run(inputs)
+        self._module, self._arguments = module, arguments
+        self._all = self._judged(sample)
+        step = min(_QUICK, sample.count)
+        self._few = self._judged(sample.every(step)) if step > 1 else self._all
         # A module that gives nothing but zeros (a block made by expanding a model) is judged by
         # the error itself.
-        self._norm = self._weighted(self._reference, self._weights) or 1.0
+        _, reference, weights = self._all
+        self._norm = self._weighted(reference, weights) or 1.0
+
+    def _judged(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return sample.inputs, self._run(sample.inputs), sample.weights.unsqueeze(-1)
 
     def error(self, scale: torch.Tensor, *, quick: bool) -> float:
-        part = self._quick if quick else slice(None)
-        inputs = self._inputs[part] / scale
-        difference = self._run(inputs).sub_(self._reference[part])
-        return self._weighted(difference, self._weights[part]) / self._norm
+        inputs, reference, weights = self._few if quick else self._all
+        difference = self._run(inputs / scale).sub_(reference)
+        return self._weighted(difference, weights) / self._norm
 
     def _run(self, inputs: torch.Tensor) -> torch.Tensor:
+        if not len(inputs):  # another rank has them
+            return inputs.clone()
         if self._arguments is None:
             output = self._module(inputs)
         else:
@@ -55,7 +80,7 @@ class ModuleProbe:
 
     @staticmethod
     def _weighted(values: torch.Tensor, weights: torch.Tensor) -> float:
-        return float((values.square().mul_(weights)).sum(dtype=torch.float64))
+        return total(float((values.square().mul_(weights)).sum(dtype=torch.float64)))
 
 
 class SumProbe:

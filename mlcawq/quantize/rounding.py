@@ -11,6 +11,7 @@ from torch import nn
 
 from mlcawq.quantize.clipping import search_clipping
 from mlcawq.quantize.compensation import aimed_at_original, round_compensated
+from mlcawq.quantize.distributed import sum_
 from mlcawq.quantize.integer import QuantizedWeight, full_range, quantize_weight
 from mlcawq.quantize.recipe import CompensationRecipe
 from mlcawq.quantize.report import Spread
@@ -83,9 +84,9 @@ def _moments(
     """Sums over tokens, weighted, [K, K]: of x' x'^T with the inputs x' that the block as it is now
     gives to `linear`, and of x' x^T with the original model's x, scaled like x'.
     """
-    K = work.linears[linear].in_features
-    moment = torch.zeros(K, K)
-    cross = None if original is None else torch.zeros(K, K)
+    weight = work.weight(linear)
+    moment = weight.new_zeros(len(weight), len(weight))
+    cross = None if original is None else torch.zeros_like(moment)
     for j, states in enumerate(work.hidden):
         inputs = inputs_of(work.linears[linear], partial(work.run, states))
         counted = (inputs * token_weights(work.targets[j], work.weighted).unsqueeze(1)).T
@@ -99,4 +100,5 @@ def _moments(
             if linear in work.input_scale:
                 meant /= work.input_scale[linear]
             cross.addmm_(counted, meant)
+    sum_(moment) if cross is None else sum_(moment, cross)
     return moment, cross

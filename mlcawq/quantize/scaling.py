@@ -100,7 +100,7 @@ def scaled_rounded_(
         lattice, zero = grid.parameters(low, high)
         grid.values_(scaled, lattice, zero, out=result[part])
 
-    for_each(work, chunks(grouped.shape))
+    for_each(work, chunks(grouped))
     return out
 
 
@@ -149,7 +149,7 @@ def _relative_magnitude(
     that is.
     """
     usual = next(grid for grid in grids if grid is not None)
-    total = torch.zeros(weights[0].shape[0])
+    total = weights[0].new_zeros(weights[0].shape[0])
     for weight, grid in zip(weights, grids, strict=True):
         grouped = (grid or usual).grouped(weight)
         sums_of = total.view(grouped.shape[:2])
@@ -166,7 +166,7 @@ def _relative_sums(grouped: torch.Tensor) -> tuple[list[Part], list[torch.Tensor
         magnitude /= magnitude.amax(1, keepdim=True) + 1e-6
         return magnitude.sum(2)
 
-    parts = list(chunks(grouped.shape))
+    parts = list(chunks(grouped))
     return parts, for_each(work, parts)
 
 
@@ -175,5 +175,5 @@ def _merged(channels: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
     if rows is None:
         return channels
     _, row, count = rows.unique(return_inverse=True, return_counts=True)
-    sums = torch.zeros(len(count)).index_add_(0, row, channels)
+    sums = channels.new_zeros(len(count)).index_add_(0, row, channels)
     return (sums / count)[row]

@@ -14,25 +14,35 @@ import torch
 from torch import nn
 
 from mlcawq.errors import UserError
+from mlcawq.quantize import distributed
+from mlcawq.quantize.probes import Sample
 
 
 @dataclass
 class InputStatistics:
-    """The inputs X of the linears that read one tensor of K channels, over all T tokens.
+    """The inputs X of linears that read one tensor of K channels, over all T tokens of all ranks.
 
     mean_abs: [K], mean of |X|.
     grams: by group size G, [K/G, G, G]: the sum over tokens of weight(t) x_g(t) x_g(t)^T for every
         group g of channels.
-    tokens: [T', K], a sample in order of appearance; all of them when T is small.
-    weights: [T'], the tokens' weights.
+    sample: some tokens [T', K] in order of appearance; all of them when T is small.
     seen: T.
     """
 
     mean_abs: torch.Tensor
     grams: dict[int, torch.Tensor]
-    tokens: torch.Tensor
-    weights: torch.Tensor
+    sample: Sample
     seen: int
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """[T', K], this rank's part of the sample."""
+        return self.sample.inputs
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """[T'], how much each of those tokens counts."""
+        return self.sample.weights
 
 
 def token_weights(output: torch.Tensor, weighted: bool) -> torch.Tensor:
@@ -44,12 +54,13 @@ def token_weights(output: torch.Tensor, weighted: bool) -> torch.Tensor:
 
 
 class BlockStatistics:
-    """Gathers InputStatistics of several modules of a block while it runs.
+    """Gathers InputStatistics of several linears of a block while it runs.
 
-    readers: name -> module whose input is watched.
+    readers: name -> linear whose input is watched.
     group_sizes: name -> every G of its Gram matrices.
     where: name of the block, for messages.
-    sample: how many tokens to keep of `total`, spread evenly over all of them.
+    total: tokens that this rank will see. sample: how many to keep of those of all ranks, spread
+        evenly over all of them.
     weighted: weight tokens by 1 / mean(h^2) of the hidden state h that the block leaves. The norm
         that follows divides by that size, so an error counts as much as it is felt; without it a
         few tokens with huge activations (the first one of most sequences) decide the search.
@@ -57,7 +68,7 @@ class BlockStatistics:
 
     def __init__(
         self,
-        readers: dict[str, nn.Module],
+        readers: Mapping[str, nn.Linear],
         group_sizes: Mapping[str, Collection[int]],
         *,
         total: int,
@@ -65,16 +76,26 @@ class BlockStatistics:
         weighted: bool,
         where: str,
     ) -> None:
-        self._group_sizes = group_sizes
         self._weighted = weighted
         self._where = where
-        self._kept = torch.linspace(0, total - 1, min(total, sample)).round().long()
-        self._total = total
-        self._seen = 0
+        self._seen = distributed.before(total)
+        self._total = int(distributed.total(total))
+        count = min(self._total, sample)
+        kept = torch.linspace(0, self._total - 1, count, dtype=torch.float64, device="cpu")
+        self._kept = kept.round().long()
+        self._first = int((self._kept < self._seen).sum())
         self._inputs: dict[str, torch.Tensor] = {}
         self._sums: dict[str, torch.Tensor] = {}
-        self._grams: dict[str, dict[int, torch.Tensor]] = {name: {} for name in readers}
-        self._tokens: dict[str, list[torch.Tensor]] = {name: [] for name in readers}
+        self._grams: dict[str, dict[int, torch.Tensor]] = {}
+        self._tokens: dict[str, list[torch.Tensor]] = {}
+        for name, module in readers.items():
+            weight, K = module.weight, module.in_features
+            self._sums[name] = weight.new_zeros(K, dtype=torch.float64)
+            self._grams[name] = {
+                size: weight.new_zeros(K // size, size, size, dtype=torch.float32)
+                for size in group_sizes[name]
+            }
+            self._tokens[name] = [weight.new_empty(0, K, dtype=torch.float32)]
         self._weights: list[torch.Tensor] = []
         self._hooks = [
             module.register_forward_pre_hook(self._watch(name)) for name, module in readers.items()
@@ -101,12 +122,10 @@ class BlockStatistics:
                     f"{self._where}.{name}",
                     "the checkpoint is damaged, or overflows in the compute type",
                 )
-            self._sums[name] = self._sums[name] + total if name in self._sums else total
-            grams = self._grams[name]
-            for size in self._group_sizes[name]:
+            self._sums[name] += total
+            for size, gram in self._grams[name].items():
                 groups = inputs.T.reshape(-1, size, count)
-                gram = torch.bmm(groups * weights, groups.transpose(1, 2))
-                grams[size] = grams[size].add_(gram) if size in grams else gram
+                gram.baddbmm_(groups * weights, groups.transpose(1, 2))
             self._tokens[name].append(inputs[kept])
         self._weights.append(weights[kept])
         self._seen += count
@@ -116,17 +135,18 @@ class BlockStatistics:
         """Stop watching; the statistics by name."""
         for hook in self._hooks:
             hook.remove()
-        weights = torch.cat(self._weights)
-        return {
-            name: InputStatistics(
-                (self._sums[name] / self._seen).float(),
+        found = {}
+        for name, sums in self._sums.items():
+            distributed.sum_(sums, *self._grams[name].values())
+            tokens = torch.cat(self._tokens[name])
+            weights = torch.cat([tokens.new_empty(0), *self._weights])
+            found[name] = InputStatistics(
+                (sums / self._total).float(),
                 self._grams[name],
-                torch.cat(self._tokens[name]),
-                weights,
-                self._seen,
+                Sample(tokens, weights, self._first, len(self._kept)),
+                self._total,
             )
-            for name in self._sums
-        }
+        return found
 
 
 def inputs_of(linear: nn.Module, run: Callable[[], object]) -> torch.Tensor:

@@ -10,9 +10,11 @@ from torch import nn
 
 from mlcawq.errors import UserError
 from mlcawq.families import ScalingGroup
+from mlcawq.quantize.distributed import before, total
 from mlcawq.quantize.integer import IntegerGrid
 from mlcawq.quantize.recipe import Recipe
 from mlcawq.quantize.report import Spread
+from mlcawq.quantize.states import HiddenStates, blank_like, shapes_of
 from mlcawq.quantize.statistics import BlockStatistics, InputStatistics
 
 Arguments = Callable[[int, int], dict[str, Any]]
@@ -87,7 +89,7 @@ class Workspace:
             self._reader.update(dict.fromkeys(part, part[0]))
         return list(parts.values())
 
-    def _observe(self) -> list[torch.Tensor]:
+    def _observe(self) -> HiddenStates | list[torch.Tensor]:
         """The original outputs; fills in the statistics, by the first reader of each input."""
         sample = self.recipe.scale.tokens if self.recipe.scale else 0
         gather = BlockStatistics(
@@ -96,15 +98,16 @@ class Workspace:
                 readers[0]: {self.grids[linear].group_size for linear in readers}
                 for readers in self.readers
             },
-            total=sum(states.shape[0] * states.shape[1] for states in self.hidden),
+            total=sum(batch * tokens for batch, tokens in shapes_of(self.hidden)),
             sample=max(sample, _JUDGED_TOKENS),
             weighted=self.weighted,
             where=self.name,
         )
-        targets = []
-        for states in self.hidden:
-            targets.append(self.run(states))
-            gather.take(targets[-1])
+        targets = blank_like(self.hidden)
+        for j, states in enumerate(self.hidden):
+            output = self.run(states)
+            gather.take(output)
+            targets[j] = output
         self.statistics = gather.finish()
         return targets
 
@@ -149,14 +152,18 @@ class Workspace:
 
     def error(self) -> float:
         """Relative error |h' - h| / |h| of the outputs now, on a part of the calibration inputs."""
-        difference = norm = judged = 0.0
-        for states, target in zip(self.hidden, self.targets, strict=True):
+        shapes = shapes_of(self.hidden)
+        difference = norm = 0.0
+        judged = before(sum(batch * tokens for batch, tokens in shapes))
+        for j, (batch, tokens) in enumerate(shapes):
             if judged >= _JUDGED_TOKENS:
                 break
-            difference += float((self.run(states) - target).square().sum(dtype=torch.float64))
+            target = self.targets[j]
+            output = self.run(self.hidden[j])
+            difference += float((output - target).square().sum(dtype=torch.float64))
             norm += float(target.square().sum(dtype=torch.float64))
-            judged += states.shape[0] * states.shape[1]
-        return (difference / max(norm, 1e-300)) ** 0.5
+            judged += batch * tokens
+        return (total(difference) / max(total(norm), 1e-300)) ** 0.5
 
     def other_tensors(self) -> list[tuple[str, torch.Tensor]]:
         """What the block holds beside the weights that are quantized."""

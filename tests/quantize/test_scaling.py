@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from mlcawq.quantize.integer import IntegerGrid
-from mlcawq.quantize.probes import ModuleProbe
+from mlcawq.quantize.probes import ModuleProbe, Sample
 from mlcawq.quantize.recipe import ScaleRecipe
 from mlcawq.quantize.scaling import search_scale
 
@@ -26,13 +26,17 @@ def _outlier_tokens() -> torch.Tensor:
     return tokens
 
 
+def _sample(tokens: torch.Tensor) -> Sample:
+    return Sample(tokens, torch.ones(len(tokens)), 0, len(tokens))
+
+
 @pytest.mark.parametrize("formula", ["v1", "v2", "both"])
 @torch.no_grad()
 def test_outlier_channels_are_scaled_up(formula: str) -> None:
     torch.manual_seed(0)
     linear, tokens = _linear(), _outlier_tokens()
     original = linear.weight.clone()
-    probe = ModuleProbe(linear, tokens, torch.ones(len(tokens)))
+    probe = ModuleProbe(linear, _sample(tokens))
     recipe = ScaleRecipe.model_validate({"formula": formula})
     found = search_scale([linear], [IntegerGrid(4, 32)], tokens.abs().mean(0), probe, recipe)
     assert torch.equal(linear.weight, original)
@@ -45,7 +49,7 @@ def test_claimed_error_is_the_true_one() -> None:
     torch.manual_seed(0)
     linear, tokens = _linear(), _outlier_tokens()
     grid = IntegerGrid(4, 32)
-    probe = ModuleProbe(linear, tokens, torch.ones(len(tokens)))
+    probe = ModuleProbe(linear, _sample(tokens))
     found = search_scale([linear], [grid], tokens.abs().mean(0), probe, ScaleRecipe())
     weight = linear.weight.T.contiguous()
     scaled = weight * found.scale.unsqueeze(1)
@@ -60,7 +64,7 @@ def test_claimed_error_is_the_true_one() -> None:
 def test_shared_channels_get_one_scale() -> None:
     torch.manual_seed(0)
     linear, tokens = _linear(), _outlier_tokens()
-    probe = ModuleProbe(linear, tokens, torch.ones(len(tokens)))
+    probe = ModuleProbe(linear, _sample(tokens))
     rows = torch.arange(32).view(2, 1, 16).expand(2, 4, 16).reshape(-1)
     found = search_scale(
         [linear],
@@ -81,7 +85,7 @@ def test_formulas_are_those_of_the_literature() -> None:
     torch.manual_seed(0)
     linear, tokens = _linear(), _outlier_tokens()
     linear.weight.mul_(torch.linspace(0.2, 1, K))  # columns of very different sizes
-    probe = ModuleProbe(linear, tokens, torch.ones(len(tokens)))
+    probe = ModuleProbe(linear, _sample(tokens))
     found = {
         formula: search_scale(
             [linear],
@@ -106,7 +110,7 @@ def test_weights_that_no_scale_helps_are_left_alone(formula: str) -> None:
     lattice = torch.randint(16, (N, K), generator=torch.Generator().manual_seed(1))
     lattice[:, ::32], lattice[:, 1::32] = 0, 15  # every group reaches both ends of its range
     linear.weight.copy_((lattice - 7) / 64)
-    probe = ModuleProbe(linear, tokens, torch.ones(len(tokens)))
+    probe = ModuleProbe(linear, _sample(tokens))
     recipe = ScaleRecipe.model_validate({"formula": formula})
     found = search_scale([linear], [IntegerGrid(4, 32)], tokens.abs().mean(0), probe, recipe)
     assert torch.equal(found.scale, torch.ones(K))
