@@ -18,6 +18,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(autouse=True)
+def _no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Quantizing in a test writes an empty page: its plots take longer than a tiny model does."""
+    if "mlcawq.quantize.report.files" in sys.modules:
+        monkeypatch.setattr("mlcawq.quantize.report.files.report_page", lambda report: "")
+
+
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random llama checkpoint (2 blocks, hidden 128, GQA 4/2, fp16)."""

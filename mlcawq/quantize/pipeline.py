@@ -26,7 +26,6 @@ from mlcawq.checkpoint.writing import (
     ShardWriter,
     check_output,
     staged_folder,
-    write_file,
     write_json,
 )
 from mlcawq.errors import Problem, UserError, raise_all
@@ -56,8 +55,7 @@ from mlcawq.quantize.report import (
     Storage,
     Usage,
 )
-from mlcawq.quantize.report.card import model_card
-from mlcawq.quantize.report.format_cards import FORMAT_CARDS
+from mlcawq.quantize.report.files import write_report
 from mlcawq.quantize.rounding import Original
 from mlcawq.quantize.states import HiddenStates, shapes_of
 from tir_kernels import reference
@@ -374,8 +372,7 @@ class _Run:
             report = replace(
                 report, storage=Storage(model.reader.total_bytes, size), run=self._usage()
             )
-            write_json(stage / REPORT_FILE, report.to_json())
-            write_file(stage / "README.md", model_card(report, FORMAT_CARDS[self.fmt]))
+            write_report(stage, report)
         self._clear_beside("old")
         return report
 

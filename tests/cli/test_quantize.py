@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tiny_models import make_tiny_model
 
-from mlcawq.quantize.report import REPORT_FILE
+from mlcawq.quantize.report import REPORT_FILE, REPORT_PAGE
 
 FAST = ("--calib-samples", 8, "--calib-seq-len", 64, "--group-size", 64)
 
@@ -69,6 +69,7 @@ def test_json_goes_to_stdout_and_progress_to_stderr(tiny_llama: Path, tmp_path: 
     assert "millinats a token" in again.stdout
     config = json.loads((out / "config.json").read_text())
     assert config["quantization_config"]["group_size"] == 64
+    assert "</svg>" in (out / REPORT_PAGE).read_text()
 
 
 def test_killed_at_random_moments_ends_with_the_same_bytes(tmp_path: Path) -> None:

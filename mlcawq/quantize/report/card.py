@@ -2,23 +2,43 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
 from mlcawq.quantize.report.data import Report
 from mlcawq.quantize.report.wording import grid_words, method_words, sizes_words
 
 
-class FormatCard(Protocol):
-    """What a card says of a storage format; the formats themselves are such.
+@dataclass(frozen=True)
+class Use:
+    """One way to load a folder. language: of the code ("python", "sh")."""
 
-    description: how the weights lie in the folder, in a sentence. usage: how the folder is loaded,
-    in Markdown, where it is called THIS_FOLDER. tag: what hubs find such folders by.
+    title: str
+    language: str
+    code: str
+
+
+@dataclass(frozen=True)
+class FormatCard:
+    """What a card says of a storage format.
+
+    description: how the weights lie in the folder, in a sentence. tag: what hubs find such folders
+    by. uses: what loads the folder, which is called THIS_FOLDER there.
     """
 
     description: str
-    usage: str
     tag: str | None
+    uses: tuple[Use, ...]
+
+    @property
+    def usage(self) -> str:
+        """The uses in Markdown."""
+        return "\n\n".join(
+            f"### {use.title}\n\n```{use.language}\n{textwrap.dedent(use.code).strip()}\n```"
+            for use in self.uses
+        )
 
 
 def model_card(report: Report, fmt: FormatCard) -> str:

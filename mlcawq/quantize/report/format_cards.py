@@ -2,35 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Use:
-    """One way to load a folder. language: of the code ("python", "sh")."""
-
-    title: str
-    language: str
-    code: str
-
-
-@dataclass(frozen=True)
-class StoredAs:
-    """A `FormatCard`, with its usage piece by piece."""
-
-    description: str
-    tag: str | None
-    uses: tuple[Use, ...]
-
-    @property
-    def usage(self) -> str:
-        """See `FormatCard`."""
-        return "\n\n".join(
-            f"### {use.title}\n\n```{use.language}\n{textwrap.dedent(use.code).strip()}\n```"
-            for use in self.uses
-        )
-
+from mlcawq.quantize.report.card import FormatCard, Use
 
 _TRANSFORMERS = """
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -56,7 +28,7 @@ _WITH_VLLM = Use("vLLM", "python", _VLLM)
 _AS_GEMM = Use("Everything else (vLLM, SGLang, mlc_llm), after a repacking", "sh", _REPACK)
 
 FORMAT_CARDS = {
-    "awq": StoredAs(
+    "awq": FormatCard(
         'Stored as AutoAWQ\'s "gemm" version; all other tensors are float16.',
         "awq",
         (
@@ -81,23 +53,23 @@ FORMAT_CARDS = {
             ),
         ),
     ),
-    "awq-gemv": StoredAs(
+    "awq-gemv": FormatCard(
         'Stored as AutoAWQ\'s "gemv" version, for one sequence at a time; all other tensors are '
         "float16.",
         "awq",
         (_WITH_AUTOAWQ, _AS_GEMM),
     ),
-    "awq-gemv-fast": StoredAs(
+    "awq-gemv-fast": FormatCard(
         'Stored as AutoAWQ\'s "gemv_fast" version; all other tensors are float16.',
         "awq",
         (_WITH_AUTOAWQ, _AS_GEMM),
     ),
-    "llm-awq": StoredAs(
+    "llm-awq": FormatCard(
         "Stored as llm-awq (MIT-HAN-Lab) packs weights; all other tensors are float16.",
         "awq",
         (_AS_GEMM,),
     ),
-    "compressed-tensors": StoredAs(
+    "compressed-tensors": FormatCard(
         "Stored as compressed-tensors; all other tensors are float16.",
         "compressed-tensors",
         (
@@ -105,7 +77,7 @@ FORMAT_CARDS = {
             _WITH_VLLM,
         ),
     ),
-    "fake": StoredAs(
+    "fake": FormatCard(
         "Stored dequantized, in float16: for measuring, not for saving space.",
         None,
         (
