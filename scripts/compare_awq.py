@@ -238,13 +238,16 @@ def line(row: Row) -> str:
     )
 
 
-def prepare(arguments: argparse.Namespace) -> Setting:
-    """Calibration and text as tokens of the model's own tokenizer."""
+def load_setting(model: Path, calib: str, text: Path, arguments: argparse.Namespace) -> Setting:
+    """Calibration and text as tokens of the model's own tokenizer.
+
+    arguments: samples, seq_len, window, max_tokens and group_size.
+    """
     from transformers import AutoTokenizer
 
     data = load_calibration(
-        arguments.calib,
-        AutoTokenizer.from_pretrained(arguments.model),
+        calib,
+        AutoTokenizer.from_pretrained(model),
         samples=arguments.samples,
         seq_len=arguments.seq_len,
     )
@@ -252,14 +255,14 @@ def prepare(arguments: argparse.Namespace) -> Setting:
     whole = [tokens for tokens in data.sequences if len(tokens) == arguments.seq_len]
     if not whole:
         raise UserError.one(
-            f"not one block of {arguments.seq_len} tokens", arguments.calib, "a smaller --seq-len"
+            f"not one block of {arguments.seq_len} tokens", calib, "a smaller --seq-len"
         )
     windows = cut_windows(
-        open_tokenizer(arguments.model).encode(read_text(arguments.text)),
+        open_tokenizer(model).encode(read_text(text)),
         window=arguments.window,
-        longest=read_config(arguments.model).max_position_embeddings,
+        longest=read_config(model).max_position_embeddings,
         max_tokens=arguments.max_tokens,
-        where=str(arguments.text),
+        where=str(text),
     )
     return Setting(arguments.group_size, torch.stack(whole).numpy(), windows)
 
@@ -289,7 +292,7 @@ def main() -> None:
     arguments = parser.parse_args()
     try:
         autoawq = AutoAwq(arguments.autoawq)
-        setting = prepare(arguments)
+        setting = load_setting(arguments.model, arguments.calib, arguments.text, arguments)
         with tempfile.TemporaryDirectory() as scratch:
             result = compare(
                 arguments.model,

@@ -1,14 +1,19 @@
 """Every recipe of ours beside every installed peer, by KL divergence from the unquantized model.
 
+    python -m scripts.language_models.train            # once: small models of several families
     scripts/peers/setup_gptqmodel.sh                   # once each: also autoawq, autoround,
                                                        # llmcompressor
-    python scripts/compare_methods.py [MODEL] [--bits 4 3 2] [--methods awq+gptq "GPTQModel GPTQ"]
+    python scripts/compare_methods.py [MODEL ...] [--bits 4 3 2] [--only ours|peers]
 
-For the model as it is, and for the same function with outlier channels (peers/outliers.py), each
+For each model as it is, and for the same function with outlier channels (peers/outliers.py), each
 method quantizes with exactly the same calibration tokens, in its own process, asymmetric where it
 has that, with its project's defaults for the rest (peers/*_runner.py say which). All are written
 as dequantized float16 and judged by one scorer in float32. Peers without an environment are left
 out, with a line that says how to make one; a dash is what a peer cannot do.
+
+What was measured is kept in --store and taken from there for as long as checkpoint, tokens, method
+and software are the same, so that a run that was stopped goes on, and a change of our code repeats
+ours alone. --stored measures nothing.
 """
 
 from __future__ import annotations
@@ -17,17 +22,23 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from compare_awq import DEMO, Duel, Row, Setting, judge, prepare
+from compare_awq import DEMO, Setting, load_setting
 from peers.outliers import add_outliers
 from peers.runners import PEERS, Ours, Runner
+from peers.store import Cell, Result, Score, Store
+from peers.tables import HEADER, duels, line, markdown
+from peers.versions import checkpoint_digest, digest, version_of
 
 from mlcawq.errors import UserError
-from mlcawq.evaluate.metrics import estimate
+from mlcawq.evaluate.compare import score_windows
+from mlcawq.evaluate.scorers import open_scorer
+
+BENCH = Path(__file__).resolve().parent.parent / ".bench"
 
 
 @dataclass(frozen=True)
@@ -43,30 +54,35 @@ class Contender:
 
 
 @dataclass(frozen=True)
-class Dash:
-    """What a peer cannot do, in its runner's words."""
+class Subject:
+    """A checkpoint to quantize, and what every method is given for it."""
 
+    model: str
     variant: str
-    bits: int
-    method: str
-    reason: str
+    folder: Path
+    setting: Setting
 
-
-@dataclass
-class Result:
-    """Everything in the order in which it came."""
-
-    rows: list[Row | Dash] = field(default_factory=list)
-    duels: list[Duel] = field(default_factory=list)
+    def cell(self, contender: Contender, bits: int) -> Cell:
+        """The measurement of a contender on this, at a width."""
+        job = _method(contender, bits, self.setting.group_size)
+        tokens = [self.setting.calibration.tolist(), self.setting.windows.tolist()]
+        setting = digest([checkpoint_digest(self.folder), tokens, contender.runner.name, job])
+        label, ours = contender.label, contender.ours
+        return Cell(
+            self.model, self.variant, bits, label, ours, setting, *version_of(contender.runner)
+        )
 
 
 def find_contenders(
-    methods: Sequence[str] | None = None, pythons: dict[str, Path | None] | None = None
+    methods: Sequence[str] | None = None,
+    pythons: dict[str, Path | None] | None = None,
+    only: str | None = None,
 ) -> tuple[list[Contender], list[str]]:
     """Our methods and those of the peers that are there, and a line for each peer that is not.
 
     methods: labels to take; None takes all.
     pythons: interpreters by the peers' keys, instead of where they are looked for.
+    only: "ours" or "peers".
     Raises UserError for a label that nobody has, and where nobody is left.
     """
     known = [label for runner in (Ours, *PEERS) for label in runner.methods]
@@ -75,10 +91,10 @@ def find_contenders(
         raise UserError.one(
             f"no such method: {', '.join(unknown)}", "--methods", f"one of: {', '.join(known)}"
         )
-    runners: list[Runner] = [Ours()]
+    runners: list[Runner] = [] if only == "peers" else [Ours()]
     absent = []
     for peer in PEERS:
-        if methods and not any(label in methods for label in peer.methods):
+        if only == "ours" or (methods and not any(label in methods for label in peer.methods)):
             continue
         try:
             runners.append(peer((pythons or {}).get(peer.key)))
@@ -96,102 +112,121 @@ def find_contenders(
 
 
 def compare(
-    variants: dict[str, Path],
+    subjects: Sequence[Subject],
     bits: Sequence[int],
-    setting: Setting,
     contenders: Sequence[Contender],
-    work: Path,
-) -> Result:
-    """Quantize and judge everything; lines go to stderr as they come.
+    store: Store,
+    *,
+    measuring: bool = True,
+) -> Iterator[Result]:
+    """Results in order, measured where the store does not have them; lines go to stderr.
 
-    variants: checkpoints by name. work: an empty folder, for what the methods write.
+    measuring: else what the store has is all there is, of other versions too.
     """
-    result = Result()
-    for variant, folder in variants.items():
-        readable = {
-            runner: runner.readable(folder, work / f"{variant} for {runner.name}")
-            for runner in {contender.runner for contender in contenders}
-        }
+    for subject in subjects:
         for width in bits:
-            divergences: dict[Contender, np.ndarray] = {}
             for contender in contenders:
-                out = work / f"{variant}, {contender.label}, {width} bits"
-                answer = contender.runner.run(
-                    {
-                        "task": "quantize",
-                        "method": contender.runner.methods[contender.label],
-                        "model": str(readable[contender.runner]),
-                        "tokens": setting.calibration.tolist(),
-                        "bits": width,
-                        "group_size": setting.group_size,
-                        "pack": False,
-                        "out": str(out),
-                    }
-                )
-                row: Row | Dash
-                if "cannot" in answer:
-                    row = Dash(variant, width, contender.label, answer["cannot"])
-                else:
-                    seconds = float(answer["seconds"])
-                    row, divergences[contender] = judge(
-                        variant, width, contender.label, (out, folder), setting, seconds
-                    )
-                result.rows.append(row)
-                print(line(row), file=sys.stderr, flush=True)
-            found = duels(variant, width, divergences)
-            result.duels += found
-            print(*found, sep="\n", end="\n" if found else "", file=sys.stderr, flush=True)
-    return result
+                cell = subject.cell(contender, width)
+                result = store.find(cell, any_version=not measuring)
+                if result is None and measuring:
+                    try:
+                        result = measure(subject, contender, cell)
+                    except UserError as error:
+                        print(f"{contender.label}: {error}", file=sys.stderr, flush=True)
+                        yield Result(cell, reason="failed")
+                        continue
+                    store.add(result)
+                    print(line(result), file=sys.stderr, flush=True)
+                if result is not None:
+                    yield result
 
 
-def duels(variant: str, bits: int, divergences: dict[Contender, np.ndarray]) -> list[Duel]:
-    """Our method of least mean divergence against each peer's.
-
-    divergences: at every token, in nats.
-    """
-    ours = [contender for contender in divergences if contender.ours]
-    if not ours:
-        return []
-    best = min(ours, key=lambda contender: float(divergences[contender].mean()))
-    found = []
-    for peer, divergence in divergences.items():
-        if not peer.ours:
-            paired = estimate(1e3 * (divergences[best] - divergence))
-            found.append(
-                Duel(variant, bits, best.label, peer.label, paired.mean, paired.standard_error)
-            )
-    return found
-
-
-HEADER = (
-    f"{'model':<14}{'bits':>4}  {'method':<20}{'KL, millinats/token':>22}"
-    f"{'perplexity (fp16)':>22}{'same top-1':>12}{'seconds':>9}"
-)
+def measure(subject: Subject, contender: Contender, cell: Cell) -> Result:
+    """Quantize in a process of its own, and judge. Raises UserError where that process fails."""
+    runner, setting = contender.runner, subject.setting
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "quantized"
+        answer = runner.run(
+            {
+                "task": "quantize",
+                **_method(contender, cell.bits, setting.group_size),
+                "model": str(runner.readable(subject.folder, Path(scratch) / "readable")),
+                "tokens": setting.calibration.tolist(),
+                "pack": False,
+                "out": str(out),
+            }
+        )
+        if "cannot" in answer:
+            return Result(cell, reason=answer["cannot"])
+        score = judge(out, subject.folder, setting.windows)
+    return Result(cell, float(answer["seconds"]), score)
 
 
-def line(row: Row | Dash) -> str:
-    """One line of the table."""
-    start = f"{row.variant:<14}{row.bits:>4}  {row.method:<20}"
-    if isinstance(row, Dash):
-        return f"{start}{'-':>22}{'-':>22}{'-':>12}{'-':>9}  {row.reason}"
-    kl = f"{row.kl:.3f}" + ("" if row.kl_error is None else f" ± {row.kl_error:.3f}")
-    perplexity = f"{row.perplexity:.5g} ({row.reference_perplexity:.5g})"
-    return f"{start}{kl:>22}{perplexity:>22}{row.top1:>12.2%}{row.seconds:>9.1f}"
+def judge(quantized: Path, original: Path, windows: np.ndarray) -> Score:
+    """Score one folder against the other on token ids [W, T]."""
+    found = score_windows(
+        open_scorer(quantized, "checkpoint"), windows, open_scorer(original, "checkpoint")
+    )
+    assert found.kl is not None
+    assert found.reference is not None
+    assert found.divergence is not None
+    top1 = found.divergence.top1.mean
+    return Score.of(found.kl, found.model.perplexity, found.reference.perplexity, top1)
+
+
+def _method(contender: Contender, bits: int, group_size: int) -> dict[str, object]:
+    """The part of a job that says what is to be done."""
+    method = contender.runner.methods[contender.label]
+    options = contender.runner.options.get(contender.label, {})
+    return {"method": method, "bits": bits, "group_size": group_size, **options}
+
+
+def find_models() -> list[Path]:
+    """The demo model, and what scripts/language_models has trained."""
+    trained = (path.parent for path in (BENCH / "models").glob("*/config.json"))
+    return [DEMO / "model", *sorted(trained)]
+
+
+def load_subjects(arguments: argparse.Namespace, work: Path) -> list[Subject]:
+    """The models and their variants, made in the folder `work`, with their tokens."""
+    subjects = []
+    for folder in arguments.models or find_models():
+        name = folder.parent.name if folder.name == "model" else folder.name
+        setting = load_setting(
+            folder,
+            arguments.calib or str(folder.parent / "calibration.jsonl"),
+            arguments.text or _held_out(folder),
+            arguments,
+        )
+        if "plain" in arguments.variants:
+            subjects.append(Subject(name, "as it is", folder, setting))
+        if "outliers" in arguments.variants:
+            factor = arguments.outlier_factor
+            grown = add_outliers(folder, work / f"{name} with outliers", factor=factor)
+            subjects.append(Subject(name, f"outliers x{factor}", grown, setting))
+    return subjects
+
+
+def _held_out(folder: Path) -> Path:
+    found = sorted(folder.parent.glob("*heldout.txt"))
+    if not found:
+        raise UserError.one("no *heldout.txt there", str(folder.parent), "name a text with --text")
+    return found[0]
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("model", type=Path, nargs="?", default=DEMO / "model")
+    parser.add_argument("models", type=Path, nargs="*", metavar="MODEL")
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2], choices=[2, 3, 4])
     parser.add_argument("--group-size", type=int, default=128, choices=[32, 64, 128])
     parser.add_argument(
-        "--calib", default=str(DEMO / "calibration.jsonl"), help="as of `mlcawq quantize`"
+        "--calib", help="as of `mlcawq quantize` (default: calibration.jsonl beside a model)"
     )
-    parser.add_argument("--samples", type=int, default=32, help="blocks of calibration tokens")
+    parser.add_argument("--samples", type=int, default=128, help="blocks of calibration tokens")
     parser.add_argument("--seq-len", type=int, default=256, help="tokens in a block")
-    parser.add_argument("--text", type=Path, default=DEMO / "prose_heldout.txt")
-    parser.add_argument("--window", type=int, default=512)
-    parser.add_argument("--max-tokens", type=int)
+    parser.add_argument("--text", type=Path, help="scored (default: *heldout.txt beside a model)")
+    parser.add_argument("--window", type=int, default=256)
+    parser.add_argument("--max-tokens", type=int, default=16384)
     parser.add_argument("--outlier-factor", type=int, default=16, help="a power of two")
     parser.add_argument(
         "--variants", nargs="+", default=["plain", "outliers"], choices=["plain", "outliers"]
@@ -199,11 +234,16 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--methods", nargs="+", metavar="METHOD", help="only these, as in the table"
     )
+    parser.add_argument("--only", choices=["ours", "peers"])
     for peer in PEERS:
         parser.add_argument(
             f"--{peer.key}", type=Path, help=f"the Python of {peer.name}'s environment"
         )
-    parser.add_argument("--keep", type=Path, help="an empty folder for all quantized models")
+    parser.add_argument("--store", type=Path, default=BENCH / "methods.jsonl")
+    parser.add_argument(
+        "--stored", action="store_true", help="measure nothing; also of other versions"
+    )
+    parser.add_argument("--markdown", action="store_true", help="tables of divergences alone")
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     return parser.parse_args(arguments)
 
@@ -212,40 +252,50 @@ def main() -> None:
     arguments = parse()
     try:
         contenders, absent = find_contenders(
-            arguments.methods, {peer.key: getattr(arguments, peer.key) for peer in PEERS}
+            arguments.methods,
+            {peer.key: getattr(arguments, peer.key) for peer in PEERS},
+            arguments.only,
         )
-        setting = prepare(arguments)
         with tempfile.TemporaryDirectory() as scratch:
-            work = arguments.keep or Path(scratch)
-            variants = {}
-            if "plain" in arguments.variants:
-                variants["as it is"] = arguments.model
-            if "outliers" in arguments.variants:
-                factor = arguments.outlier_factor
-                variants[f"outliers x{factor}"] = add_outliers(
-                    arguments.model, work / "outliers", factor=factor
-                )
-            result = compare(variants, arguments.bits, setting, contenders, work)
+            subjects = load_subjects(arguments, Path(scratch))
+            found = compare(
+                subjects,
+                arguments.bits,
+                contenders,
+                Store(arguments.store),
+                measuring=not arguments.stored,
+            )
+            results = list(found)
     except UserError as error:
         sys.exit(f"error: {error}")
-    samples, length = setting.calibration.shape
     if arguments.json:
         document = {
-            "model": str(arguments.model),
-            "group_size": setting.group_size,
-            "calibration": {"source": arguments.calib, "samples": samples, "tokens_each": length},
+            "results": [asdict(result) for result in results],
+            "duels": [asdict(duel) for duel in duels(results)],
             "absent": absent,
-            **asdict(result),
         }
         print(json.dumps(document, indent=2))
-        return
-    count, window = setting.windows.shape
-    print(
-        f"{arguments.model}: group size {setting.group_size}, calibrated on {samples} x {length} "
-        f"tokens of {arguments.calib},\nscored on {count} windows of {window} tokens of "
-        f"{arguments.text}\n\n{HEADER}"
-    )
-    print("\n".join([*map(line, result.rows), "", *map(str, result.duels), "", *absent]))
+    elif arguments.markdown:
+        print("\n".join(markdown(results)))
+    else:
+        print(_described(subjects))
+        print("\n".join([HEADER, *map(line, results), "", *map(str, duels(results)), "", *absent]))
+    if any(result.reason == "failed" for result in results):
+        sys.exit(1)
+
+
+def _described(subjects: Sequence[Subject]) -> str:
+    """What was quantized and scored, a line a model."""
+    lines = {}
+    for subject in subjects:
+        setting = subject.setting
+        samples, length = setting.calibration.shape
+        count, window = setting.windows.shape
+        lines[subject.model] = (
+            f"{subject.model}: group size {setting.group_size}, calibrated on {samples} x {length} "
+            f"tokens, scored on {count} windows of {window}"
+        )
+    return "\n".join([*lines.values(), ""])
 
 
 if __name__ == "__main__":

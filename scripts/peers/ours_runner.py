@@ -47,10 +47,12 @@ class _Stopwatch(Silent):
 def quantize(job: dict[str, Any]) -> dict[str, Any]:
     """Quantize job["model"] by the recipe job["method"] on the windows of job["tokens"].
 
+    "overrides" replace keys of the recipe.
     The folder job["out"] holds AWQ storage, or the dequantized weights with "pack" false.
     """
     windows = tuple(torch.tensor(window) for window in job["tokens"])
-    recipe = load_recipe(job["method"], {"bits": job["bits"], "group_size": job["group_size"]})
+    grid = {"bits": job["bits"], "group_size": job["group_size"]}
+    recipe = load_recipe(job["method"], {**grid, **job.get("overrides", {})})
     watch = _Stopwatch()
     with tempfile.TemporaryDirectory() as scratch:
         quantize_checkpoint(

@@ -14,6 +14,7 @@ from mlcawq.checkpoint.config import read_config
 from mlcawq.checkpoint.hf_config import portable_config
 from mlcawq.checkpoint.writing import write_json
 from mlcawq.errors import UserError
+from mlcawq.quantize.recipe import load_recipe, recipe_names
 
 _HERE = Path(__file__).resolve().parent
 _ENVIRONMENTS = _HERE.parent.parent / ".peers"
@@ -23,12 +24,14 @@ class Runner:
     """Jobs as JSON files for a script under some interpreter.
 
     methods: what the job key "method" can be, by the names that tables show.
+    options: further keys of the job, by those names.
     """
 
     name: str
     python: Path
     script: str
     methods: ClassVar[dict[str, str]]
+    options: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def run(self, job: dict[str, Any]) -> dict[str, Any]:
         """Have one job done: see the script. Raises UserError, after its log, when it fails."""
@@ -51,24 +54,40 @@ class Runner:
         return folder
 
 
+SYMMETRIC_CLIPPING = "awq, symmetric clips"
+
+
+def _weight_only_recipes() -> list[str]:
+    """The shipped recipes that leave activations alone, as every peer's method here does."""
+    return [
+        name for name in recipe_names() if load_recipe(name).model_dump().get("activations") is None
+    ]
+
+
 class Ours(Runner):
     """This project, under the interpreter that runs now."""
 
     name = "mlcawq"
     python = Path(sys.executable)
     script = "ours_runner.py"
-    methods: ClassVar = {name: name for name in ("rtn", "awq", "gptq", "awq+gptq")}
+    methods: ClassVar = {
+        **{name: name for name in _weight_only_recipes()},
+        SYMMETRIC_CLIPPING: "awq",
+    }
+    options: ClassVar = {SYMMETRIC_CLIPPING: {"overrides": {"clip": {"mode": "symmetric"}}}}
 
 
 class Peer(Runner):
     """Another project, corrected for the CPU where its script says so.
 
     key: names setup_KEY.sh, KEY_runner.py and MLCAWQ_KEY_PYTHON.
+    package: what it is called on PyPI.
     python: its interpreter; None takes that variable, or what the setup script makes.
     Raises UserError when there is none.
     """
 
     key: str
+    package: str
 
     def __init__(self, python: Path | None = None) -> None:
         made = _ENVIRONMENTS / self.key / "bin" / "python"
@@ -87,7 +106,7 @@ class Peer(Runner):
 class AutoAwq(Peer):
     """AutoAWQ 0.2.9."""
 
-    name, key = "AutoAWQ", "autoawq"
+    name, key, package = "AutoAWQ", "autoawq", "autoawq"
     methods: ClassVar = {"AutoAWQ": "awq"}
 
     def readable(self, folder: Path, out: Path) -> Path:
@@ -103,21 +122,21 @@ class AutoAwq(Peer):
 class GptqModel(Peer):
     """GPTQModel: GPTQ and AWQ."""
 
-    name, key = "GPTQModel", "gptqmodel"
+    name, key, package = "GPTQModel", "gptqmodel", "gptqmodel"
     methods: ClassVar = {"GPTQModel GPTQ": "gptq", "GPTQModel AWQ": "awq"}
 
 
 class AutoRound(Peer):
     """AutoRound: rounding learned by signed gradient."""
 
-    name, key = "AutoRound", "autoround"
+    name, key, package = "AutoRound", "autoround", "auto-round"
     methods: ClassVar = {"AutoRound": "signround"}
 
 
 class LlmCompressor(Peer):
     """llm-compressor: AWQ and GPTQ."""
 
-    name, key = "llm-compressor", "llmcompressor"
+    name, key, package = "llm-compressor", "llmcompressor", "llmcompressor"
     methods: ClassVar = {"llm-compressor AWQ": "awq", "llm-compressor GPTQ": "gptq"}
 
 

@@ -17,9 +17,13 @@ from mlcawq.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 import compare_methods
-from compare_awq import Row, Setting
-from compare_methods import Contender, Dash, compare, duels, find_contenders, line, parse
+from compare_awq import Setting
+from compare_methods import Contender, Subject, compare, find_contenders, parse
 from peers.runners import PEERS, Ours, Peer, Runner
+from peers.store import Cell, Result, Score, Store
+from peers.tables import HEADER, duels, line, markdown
+
+from mlcawq.evaluate.metrics import estimate
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 
@@ -71,48 +75,103 @@ def fake(script: str) -> Fake:
     return runner
 
 
-def row(**changes: Any) -> Row:
+def cell(**changes: Any) -> Cell:
     values: dict[str, Any] = {
+        "model": "llama",
         "variant": "as it is",
         "bits": 3,
         "method": "awq+gptq",
-        "kl": 12.3456,
-        "kl_error": 0.25,
-        "perplexity": 20.5,
-        "reference_perplexity": 20.25,
-        "top1": 0.875,
-        "seconds": 3.0,
+        "ours": True,
+        "setting": "a",
+        "version": "1",
+        "release": "mlcawq 1",
     }
-    return Row(**{**values, **changes})
+    return Cell(**{**values, **changes})
 
 
-def test_a_job_is_done_in_a_process_of_its_own(fake: Fake, script: str, tmp_path: Path) -> None:
+def result(kl: np.ndarray, seconds: float = 3.0, **changes: Any) -> Result:
+    return Result(cell(**changes), seconds, Score.of(kl, 20.5, 20.25, 0.875))
+
+
+KL = np.random.default_rng(0).uniform(0.005, 0.02, 1000)
+
+
+def test_a_job_is_done_in_a_process_of_its_own_and_once(
+    fake: Fake, script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = make_tiny_model(tmp_path / "model")
     tokens = np.random.default_rng(0).integers(3, 390, (4, 32))
-    setting = Setting(64, tokens, tokens[:, :24])
     ours = FakeOurs()
     ours.script = script
+    monkeypatch.setattr(compare_methods, "version_of", lambda runner: (runner.name, "1"))
     contenders = [Contender("rtn", ours), Contender("Fake", fake)]
-    result = compare({"as it is": model}, [4, 2], setting, contenders, tmp_path / "work")
-    ours4, fake4, _, fake2 = result.rows
-    assert isinstance(ours4, Row)
-    assert isinstance(fake4, Row)
-    assert 0 < fake4.kl < ours4.kl < 1e3
-    assert fake2 == Dash("as it is", 2, "Fake", "not with 2 bits")
-    (duel,) = result.duels
+    subject = Subject("tiny", "as it is", model, Setting(64, tokens, tokens[:, :24]))
+    store = Store(tmp_path / "store" / "results.jsonl")
+    found = list(compare([subject], [4, 2], contenders, store))
+    ours4, fake4, ours2, fake2 = found
+    assert ours4.score is not None
+    assert fake4.score is not None
+    assert 0 < fake4.score.millinats.mean < ours4.score.millinats.mean < 1e3
+    assert (ours2.score, fake2.reason) == (None, "not with 2 bits")
+    (duel,) = duels(found)
     assert (duel.bits, duel.ours, duel.peer) == (4, "rtn", "Fake")
-    assert duel.difference == pytest.approx(ours4.kl - fake4.kl, rel=1e-6)
+    difference = ours4.score.millinats.mean - fake4.score.millinats.mean
+    assert duel.difference == pytest.approx(difference, rel=1e-6)
 
-    before, after = (
-        TensorReader(path) for path in (model, tmp_path / "work" / "as it is, Fake, 4 bits")
-    )
-    assert set(after.names) == set(before.names)
-    for name in before.names:
-        stored, expected = after.numpy(name), before.numpy(name).astype(np.float32)
-        assert stored.dtype == np.float16
-        factor = np.float32(0.97 if "_proj" in name else 1)
-        np.testing.assert_array_equal(stored, (expected * factor).astype(np.float16))
-    assert not list(Path.cwd().glob("log.txt"))
+    monkeypatch.setattr(Runner, "run", lambda *_: pytest.fail("measured again"))
+    assert list(compare([subject], [4, 2], contenders, store)) == found
+
+    # Of another version, the store has nothing that counts, unless one only wants to look.
+    monkeypatch.setattr(compare_methods, "version_of", lambda _: ("newer", "2"))
+    looked = list(compare([subject], [4, 2], contenders, store, measuring=False))
+    assert looked == found
+    monkeypatch.setattr(compare_methods, "measure", lambda *_: result(KL, seconds=7))
+    assert [one.seconds for one in compare([subject], [4], contenders, store)] == [7, 7]
+
+
+def test_cells_differ_by_what_they_depend_on(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare_methods, "version_of", lambda runner: (runner.name, "1"))
+    models = [make_tiny_model(tmp_path / name, name) for name in ("llama", "qwen2")]
+    tokens = np.random.default_rng(0).integers(3, 390, (4, 32))
+    settings = [Setting(64, tokens, tokens[:, :24]), Setting(64, tokens[:3], tokens[:, :24])]
+    ours = Contender("awq", Ours()), Contender("awq, symmetric clips", Ours())
+    cells = [
+        Subject("tiny", "as it is", model, setting).cell(contender, bits)
+        for model in models
+        for setting in settings
+        for contender in (*ours, Contender("Fake", fake))
+        for bits in (3, 4)
+    ]
+    assert len({cell.setting for cell in cells}) == len(cells)
+
+
+def test_a_failure_is_no_result(
+    fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(compare_methods, "version_of", lambda runner: (runner.name, "1"))
+    model = make_tiny_model(tmp_path / "model")
+    tokens = np.random.default_rng(0).integers(3, 390, (3, 32))  # the fake wants four
+    subject = Subject("tiny", "as it is", model, Setting(64, tokens, tokens[:, :24]))
+    store = Store(tmp_path / "results.jsonl")
+    (found,) = compare([subject], [4], [Contender("Fake", fake)], store)
+    assert (found.score, found.reason) == (None, "failed")
+    assert "AssertionError" in capsys.readouterr().err
+    assert store.results() == []
+
+
+def test_the_store_gives_back_what_it_took(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results.jsonl")
+    whole = result(KL)
+    dash = Result(cell(method="X"), reason="not with 2 bits")
+    store.add(whole)
+    store.add(dash)
+    assert store.results() == [whole, dash]
+    assert whole.score is not None
+    kept, exact = whole.score.millinats, estimate(1e3 * KL)
+    assert kept.mean == pytest.approx(exact.mean)
+    assert kept.standard_error == pytest.approx(exact.standard_error)
 
 
 def test_a_checkpoint_with_a_tensor_missing_or_misshapen_is_not_written(tmp_path: Path) -> None:
@@ -142,6 +201,9 @@ def test_absent_peers_are_left_out_with_a_line(
         assert (SCRIPTS / "peers" / f"setup_{peer.key}.sh").is_file()
         assert (SCRIPTS / "peers" / f"{peer.key}_runner.py").is_file()
 
+    contenders, absent = find_contenders(only="ours")
+    assert all(contender.ours for contender in contenders)
+    assert absent == []
     contenders, absent = find_contenders(["awq", "AutoRound"])
     assert [contender.label for contender in contenders] == ["awq"]
     assert len(absent) == 1
@@ -163,33 +225,56 @@ def test_a_peer_named_on_the_command_line_is_taken(tmp_path: Path) -> None:
 
 
 def test_lines_of_the_table_stand_under_the_header() -> None:
-    said, dash = line(row()), line(Dash("as it is", 2, "GPTQModel AWQ", "4 bits only"))
-    width = len(compare_methods.HEADER)
+    said, dash = line(result(KL)), line(Result(cell(bits=2), reason="4 bits only"))
+    width = len(HEADER)
     assert len(said) == width
-    assert "12.346 ± 0.250" in said
+    assert f"{1e3 * KL.mean():.3f} ± 0." in said
     assert "20.5 (20.25)" in said
     assert "87.50%" in said
     assert dash[:width].split()[-4:] == ["-"] * 4
     assert dash.endswith("4 bits only")
 
 
-def test_our_best_is_paired_with_each_peer() -> None:
-    ours, peer = Ours(), Fake()
-    base = np.random.default_rng(0).uniform(0.01, 0.1, 500)
+def test_our_best_is_paired_with_each_peer_and_awq_with_awq() -> None:
     found = duels(
-        "as it is",
-        4,
-        {
-            Contender("rtn", ours): base + 0.02,
-            Contender("awq", ours): base,
-            Contender("Fake", peer): base + 0.001,
-        },
+        [
+            result(KL + 0.02, method="rtn"),
+            result(KL + 0.003, method="awq"),
+            result(KL, method="awq+gptq"),
+            result(KL + 0.004, method="AutoAWQ", ours=False),
+            Result(cell(method="GPTQModel AWQ", ours=False), reason="4 bits only"),
+            result(KL, method="awq", bits=4),
+        ]
     )
-    (duel,) = found
-    assert (duel.ours, duel.peer) == ("awq", "Fake")
-    assert duel.difference == pytest.approx(-1)
-    assert duel.error == pytest.approx(0, abs=1e-9)  # paired: what both share does not count
-    assert "awq - KL of Fake = -1.000" in str(duel)
+    assert [(duel.bits, duel.ours, duel.peer) for duel in found] == [
+        (3, "awq+gptq", "AutoAWQ"),
+        (3, "awq", "AutoAWQ"),
+    ]
+    assert [duel.difference for duel in found] == pytest.approx([-4, -1])
+    # Paired: what both share does not count.
+    assert [duel.error for duel in found] == pytest.approx([0, 0], abs=1e-9)
+    assert "3 bits: KL of awq - KL of AutoAWQ = -1.000" in str(found[1])
+
+
+def test_markdown_has_a_column_a_model_and_the_least_in_bold() -> None:
+    lines = list(
+        markdown(
+            [
+                result(np.full(100, 0.002)),
+                Result(cell(method="X", ours=False), reason="no"),
+                result(np.full(100, 0.003), method="AutoAWQ", ours=False),
+                result(np.full(100, 0.5), variant="outliers x16"),
+            ]
+        )
+    )
+    assert lines == [
+        "| KL divergence at 3 bits, millinats a token | llama | … outliers x16 |",
+        "|---|---:|---:|",
+        "| awq+gptq | **2** | **500** |",
+        "| X | – |  |",
+        "| AutoAWQ | 3 |  |",
+        "",
+    ]
 
 
 @pytest.mark.peers
@@ -228,30 +313,24 @@ def test_a_peer_rounds_to_its_grid_and_nothing_else(peer: type[Peer], tmp_path: 
             assert changed or "_proj" not in name, (label, name)
 
 
-def test_json_holds_rows_dashes_and_duels(
+def test_json_holds_results_and_duels(
     fake: Fake, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    model = make_tiny_model(tmp_path / "model")
+    model = make_tiny_model(tmp_path / "tiny")
     tokens = np.random.default_rng(0).integers(3, 390, (4, 32))
     setting = Setting(64, tokens, tokens[:, :24])
-    monkeypatch.setattr(compare_methods, "prepare", lambda _: setting)
+    monkeypatch.setattr(compare_methods, "version_of", lambda runner: (runner.name, "1"))
+    monkeypatch.setattr(compare_methods, "load_setting", lambda *_: setting)
     monkeypatch.setattr(
         compare_methods, "find_contenders", lambda *_: ([Contender("Fake", fake)], ["no X"])
     )
-    command = [
-        "compare_methods.py",
-        str(model),
-        "--bits",
-        "4",
-        "2",
-        "--variants",
-        "plain",
-        "--json",
-    ]
-    monkeypatch.setattr(sys, "argv", command)
+    (tmp_path / "heldout.txt").touch()
+    options = ["--bits", "4", "2", "--variants", "plain", "--json"]
+    store = ["--store", str(tmp_path / "results.jsonl")]
+    monkeypatch.setattr(sys, "argv", ["compare_methods.py", str(model), *options, *store])
     compare_methods.main()
     document = json.loads(capsys.readouterr().out)
-    assert [row["method"] for row in document["rows"]] == ["Fake", "Fake"]
-    assert document["rows"][1]["reason"] == "not with 2 bits"
+    assert [found["cell"]["model"] for found in document["results"]] == ["tiny", "tiny"]
+    assert document["results"][1]["reason"] == "not with 2 bits"
     assert document["absent"] == ["no X"]
     assert document["duels"] == []
