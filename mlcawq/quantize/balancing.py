@@ -32,11 +32,13 @@ def _balance_group(
     linears = [work.linears[linear] for linear in group.linears]
     previous = work.block.get_submodule(before)
     rows = channel_rows(work.block, group, head_dim)
+    with work.exact():
+        probe = _probe(work, group, recipe)
     found = search_scale(
         linears,
         [work.grids.get(linear) for linear in group.linears],
         work.seen_by(_reader(work, group)).mean_abs,
-        _probe(work, group, recipe),
+        probe,
         recipe,
         rows=rows,
     )

@@ -91,7 +91,7 @@ class _Unquantized:
         weight, grid = work.weight(linear), work.grids[linear]
         rounded = torch.empty_like(weight)
         grid.round_to_nearest_(grid.grouped(weight), grid.grouped(rounded))
-        self._nearest = _relative(work.seen_by(linear).tokens @ rounded, self._reference)
+        self._nearest = _relative(work.tokens(linear, rounded=True) @ rounded, self._reference)
 
     def compared(self, work: Workspace, linear: str, weight: QuantizedWeight) -> LinearReport:
         """What it gives now, stored as `weight`."""
@@ -99,7 +99,7 @@ class _Unquantized:
         return LinearReport(
             linear,
             self._nearest,
-            _relative(work.product(linear), self._reference),
+            _relative(work.product(linear, rounded=True), self._reference),
             bits=grid.bits,
             group_size=grid.group_size,
             symmetric=grid.symmetric,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from mlcawq.errors import UserError
 from mlcawq.families import ScalingGroup
+from mlcawq.quantize.activations import RoundedInputs, round_tokens
 from mlcawq.quantize.distributed import before, total
 from mlcawq.quantize.integer import IntegerGrid
 from mlcawq.quantize.recipe import Recipe
@@ -74,6 +76,10 @@ class Workspace:
         self.clip: dict[str, Spread] = {}
         self.statistics: dict[str, InputStatistics] = {}
         self.targets = self._observe()
+        self._rounding: RoundedInputs | None = None
+        if recipe.activations is not None:
+            rounded = [self.linears[linear] for linear in self.active]
+            self._rounding = RoundedInputs(rounded, recipe.activations.bits)
 
     def _readers(self, group: ScalingGroup) -> list[list[str]]:
         """The active linears of a group by the tensor that they read: one for each module.
@@ -121,6 +127,10 @@ class Workspace:
         output = self.block(states, **self.arguments(*states.shape[:2]))
         return output[0] if isinstance(output, tuple) else output
 
+    def exact(self) -> AbstractContextManager[None]:
+        """Within it the linears take their inputs as they are, as the original model's do."""
+        return nullcontext() if self._rounding is None else self._rounding.off()
+
     def seen_by(self, linear: str) -> InputStatistics:
         """Of the inputs that the original block gives to an active linear."""
         return self.statistics[self._reader[linear]]
@@ -142,11 +152,24 @@ class Workspace:
         """Let the block compute with `weight` [K, N]."""
         self.linears[linear].weight = nn.Parameter(weight.T, requires_grad=False)
 
-    def product(self, linear: str) -> torch.Tensor:
-        """X W of the sampled tokens as the original model means it, whatever was scaled since."""
+    def tokens(self, linear: str, *, rounded: bool = False) -> torch.Tensor:
+        """The sampled inputs of an active linear, divided by what they are divided by now.
+
+        rounded: as the linear takes them, where the recipe rounds activations.
+        """
         inputs = self.seen_by(linear).tokens
         if linear in self.input_scale:
             inputs = inputs / self.input_scale[linear]
+        if rounded and self.recipe.activations is not None:
+            inputs = round_tokens(inputs, self.recipe.activations.bits)
+        return inputs
+
+    def product(self, linear: str, *, rounded: bool = False) -> torch.Tensor:
+        """X W of the sampled tokens as the original model means it, whatever was scaled since.
+
+        rounded: see `tokens`.
+        """
+        inputs = self.tokens(linear, rounded=rounded)
         product = inputs @ self.linears[linear].weight.T
         return product.mul_(self.output_scale[linear]) if linear in self.output_scale else product
 
