@@ -26,7 +26,7 @@ class Call:
 
 
 class InstrumentedBlock:
-    """A copy of a decoder block in float64 with random weights.
+    """A copy of a decoder block with random weights, in float64 where its operations have that.
 
     Random ones, for what is looked for is a matter of architecture: real weights have dead
     channels and near-zero norms, of which no scale can be told.
@@ -35,15 +35,22 @@ class InstrumentedBlock:
     """
 
     def __init__(self, block: nn.Module, arguments: Arguments, hidden_size: int) -> None:
-        self.block = copy.deepcopy(block).double().eval().requires_grad_(False)
+        self.block = copy.deepcopy(block).eval().requires_grad_(False)
         self._arguments = arguments
         self._hidden_size = hidden_size
         self._generator = torch.Generator().manual_seed(0)
         self._randomize()
+        self._dtype = torch.float64
+        self.block.double()
+        try:
+            self.run(self.hidden(1, 2))
+        except RuntimeError:  # kernels of some architectures are for smaller types only
+            self._dtype = torch.float32
+            self.block.float()
 
     def _randomize(self) -> None:
         for name, weight in self.block.named_parameters():
-            drawn = torch.randn(weight.shape, generator=self._generator, dtype=torch.float64)
+            drawn = torch.randn(weight.shape, generator=self._generator)
             if name.endswith("bias"):
                 drawn *= 0.2
             elif weight.ndim == 1:  # far from 0, where norms that add 1 begin, and from -1
@@ -55,12 +62,12 @@ class InstrumentedBlock:
     def hidden(self, batch: int, tokens: int) -> torch.Tensor:
         """Random hidden states [batch, tokens, hidden_size]."""
         shape = (batch, tokens, self._hidden_size)
-        return torch.randn(shape, generator=self._generator, dtype=torch.float64)
+        return torch.randn(shape, generator=self._generator).to(self._dtype)
 
     def uniform(self, count: int, low: float, high: float) -> torch.Tensor:
         """Random numbers [count], evenly spread on a logarithmic scale and all different."""
         order = torch.randperm(count, generator=self._generator)
-        return torch.logspace(0, 1, count, base=high / low, dtype=torch.float64)[order] * low
+        return torch.logspace(0, 1, count, base=high / low, dtype=self._dtype)[order] * low
 
     @torch.no_grad()
     def run(
@@ -86,9 +93,35 @@ class InstrumentedBlock:
                 for name, module in modules.items():
                     if name:
                         hooks.enter_context(_removed(_note(module, name, watch)))
-            arguments = _as_double(self._arguments(*hidden.shape[:2]))
+            arguments = _converted(self._arguments(*hidden.shape[:2]), self._dtype)
             output = self.block(hidden, **arguments)
         return output[0] if isinstance(output, tuple) else output
+
+    def inputs_of(
+        self, reader: str, hidden: torch.Tensor, *, outputs: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor | None:
+        """What a module is given, [T, K], the outputs of others being multiplied as in `run`; None
+        where it is not called. The block is left there.
+        """
+        module = self.block.get_submodule(reader)
+        with _removed(module.register_forward_pre_hook(_stop)):
+            try:
+                self.run(hidden, outputs=outputs)
+            except _ReachedError as reached:
+                return reached.inputs.flatten(0, -2)
+        return None
+
+
+class _ReachedError(Exception):
+    """Carries a module's inputs out of a block that need not run any further."""
+
+    def __init__(self, inputs: torch.Tensor) -> None:
+        super().__init__()
+        self.inputs = inputs
+
+
+def _stop(_: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    raise _ReachedError(args[0])
 
 
 @contextmanager
@@ -128,13 +161,11 @@ def _note(module: nn.Module, name: str, calls: dict[str, Call]) -> Any:
     return module.register_forward_hook(hook, with_kwargs=True)
 
 
-def _as_double(value: Any) -> Any:
+def _converted(value: Any, dtype: torch.dtype) -> Any:
     if isinstance(value, torch.Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, tuple):
-        return tuple(map(_as_double, value))
-    if isinstance(value, list):
-        return list(map(_as_double, value))
+        return value.to(dtype) if value.is_floating_point() else value
+    if isinstance(value, (tuple, list)):
+        return type(value)(_converted(item, dtype) for item in value)
     if isinstance(value, dict):
-        return {key: _as_double(item) for key, item in value.items()}
+        return {key: _converted(item, dtype) for key, item in value.items()}
     return value

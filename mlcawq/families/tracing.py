@@ -20,6 +20,7 @@ from torch import nn
 
 from mlcawq.families.base import Architecture, Rows, ScalingGroup, linear_names
 from mlcawq.families.instrument import Arguments, Call, InstrumentedBlock
+from mlcawq.families.norms import multiplies_by_weight
 from mlcawq.families.rows import rows_of
 
 _TOKENS = 48  # single-token sequences that a block is looked at on; more where experts share them
@@ -156,9 +157,9 @@ class _Tracer:
 
     def _quantized(self, name: str) -> bool:
         """Whether it is a linear worth quantizing: no router, no gate of an expert."""
-        parent = name.rpartition(".")[0]
-        routes = any(container.rpartition(".")[0] == parent for container in self._experts)
-        return name in self._linears and not routes
+        *parents, _ = name.split(".")
+        routes = any(container.split(".")[:-1] == parents for container in self._experts)
+        return name in self._linears and not routes and "router" not in name.split(".")
 
     def _group(self, tensor: _Tensor) -> ScalingGroup:
         linears = tuple(self._pattern(name) for name in tensor.readers if self._quantized(name))
@@ -205,7 +206,7 @@ class _Tracer:
             weight = getattr(self._modules[name], "weight", None)
             if not isinstance(weight, nn.Parameter) or len(weight) != call.output.shape[-1]:
                 continue
-            is_norm = weight.ndim == 1
+            is_norm = weight.ndim == 1 and multiplies_by_weight(self._modules[name])
             if (is_norm or name in self._linears) and self._expert(name) in ("", expert):
                 earlier.append(name)
         return earlier[::-1]
@@ -264,18 +265,13 @@ class _Tracer:
         not a number where that differs between tokens.
         """
         reader = max(tensor.readers, key=lambda reader: _rows(self._calls[reader].inputs[0]))
-        calls: dict[str, Call] = {}
-        self._traced.run(self._hidden, outputs={name: factors}, watch=calls)
-        nothing = torch.full((tensor.values.shape[1],), torch.nan, dtype=torch.float64)
-        if reader not in calls:
-            return nothing
-        found = calls[reader].inputs[0].flatten(0, -2)
-        if found.shape != tensor.values.shape:
-            return nothing
+        found = self._traced.inputs_of(reader, self._hidden, outputs={name: factors})
+        if found is None or found.shape != tensor.values.shape:
+            return torch.full((tensor.values.shape[1],), torch.nan)
         size = tensor.values.square().sum(0)
         ratio = (found * tensor.values).sum(0) / size
         rest = (found - tensor.values * ratio).square().sum(0)
-        return torch.where(rest <= size * _EQUAL**2, ratio, nothing)
+        return torch.where(rest <= size * _EQUAL**2, ratio, torch.nan)
 
     def _keeps_function(self, name: str, rows: torch.Tensor, tensor: _Tensor) -> bool:
         """Whether folding random scales, into all experts at once, leaves the output as it is."""
@@ -294,9 +290,9 @@ class _Tracer:
     def _kind(self, name: str, rows: torch.Tensor) -> Rows | tuple[int, ...]:
         """The name of a row map, or the map."""
         outputs = self._calls[name].output.shape[-1]
-        if name not in self._linears:
+        if torch.equal(rows, torch.arange(outputs)):
             return "heads"
-        for kind in _ROW_KINDS:
+        for kind in _ROW_KINDS if name in self._linears else ():
             try:
                 if torch.equal(rows_of(kind, len(rows), outputs, self._head_dim), rows):
                     return kind

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from mlcawq.errors import UserError
 from mlcawq.families import ScalingGroup
+from mlcawq.families.norms import weight_offset
 from mlcawq.families.rows import rows_of
 
 
@@ -18,16 +18,17 @@ def channel_rows(block: nn.Module, group: ScalingGroup, head_dim: int) -> torch.
     """Which output row of the operation before each channel of the readers comes from.
 
     head_dim: of a value head. Returns int64 [K], or None where channel c is row c, as it is after
-    norms. With grouped-query attention, the query heads that share a value head read the same rows.
+    most norms. With grouped-query attention, the query heads that share a value head read the same
+    rows.
     """
     if group.previous is None:
         return None
+    if not isinstance(group.rows, str):
+        return torch.tensor(group.rows)
     previous, reader = (block.get_submodule(name) for name in (group.previous, group.linears[0]))
     if not isinstance(previous, nn.Linear):
         return None
     channels = int(reader.in_features)
-    if not isinstance(group.rows, str):
-        return torch.tensor(group.rows)
     if group.rows == "heads" and previous.out_features == channels:
         return None
     return rows_of(group.rows, channels, previous.out_features, head_dim)
@@ -57,14 +58,14 @@ def fold_scale(
     scale: [K], equal for channels that share a row; rows: of `channel_rows`.
     Returns the scale that was applied. Raises UserError naming `where` when it is not finite.
     """
+    owner: Any = previous
+    divisor = by_row(scale, rows, len(owner.weight))
     if isinstance(previous, nn.Linear):
-        divisor = by_row(scale, rows, previous.out_features)
         previous.weight.detach().div_(divisor.unsqueeze(1))
     else:
-        norm: Any = previous
-        scale, rounded = storable_scale(scale, norm.weight.detach(), weight_offset(norm))
-        norm.weight = nn.Parameter(rounded, requires_grad=False)
-        divisor = scale
+        divisor, rounded = storable_scale(divisor, owner.weight.detach(), weight_offset(owner))
+        owner.weight = nn.Parameter(rounded, requires_grad=False)
+        scale = divisor if rows is None else divisor[rows]
     bias = getattr(previous, "bias", None)
     if bias is not None:
         bias.detach().div_(divisor)
@@ -86,31 +87,6 @@ def by_row(scale: torch.Tensor, rows: torch.Tensor | None, count: int) -> torch.
     divisor = scale.new_ones(count)
     divisor[rows] = scale
     return divisor
-
-
-def weight_offset(norm: nn.Module) -> float:
-    """What a norm adds to its weight before it multiplies by it: 1 in Gemma and Nemotron, else 0.
-
-    Found by calling it, as there are as many classes of norms as architectures. Raises ValueError
-    for a module that does neither.
-    """
-    weight: Any = norm.weight
-    inputs = torch.linspace(-1, 2, weight.numel(), dtype=weight.dtype, device=weight.device)
-
-    def normalized(value: float) -> torch.Tensor:
-        state = {"weight": torch.full_like(weight, value)}
-        bias = getattr(norm, "bias", None)
-        if bias is not None:
-            state["bias"] = torch.zeros_like(bias)
-        return functional_call(norm, state, (inputs.unsqueeze(0),))
-
-    with torch.no_grad():
-        without, one = normalized(0.0), normalized(1.0)
-    if not without.any():
-        return 0.0
-    if torch.allclose(one, 2 * without):
-        return 1.0
-    raise ValueError(f"{type(norm).__name__} is no norm that multiplies by its weight")
 
 
 def storable_scale(
