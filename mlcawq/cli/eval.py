@@ -22,7 +22,11 @@ def eval_(
         str, typer.Argument(help="A Hugging Face checkpoint (plain or AWQ), or a built folder.")
     ],
     text: Annotated[
-        Path | None, typer.Option("--text", help="Text file to predict: gives the perplexity.")
+        str | None,
+        typer.Option(
+            "--text",
+            help="Text file to predict, or wikitext2 (of the hub): gives the perplexity.",
+        ),
     ] = None,
     against: Annotated[
         str | None,

@@ -29,7 +29,7 @@ class Request:
     model: str
     against: str | None = None
     device: str = "auto"
-    text: Path | None = None
+    text: str | Path | None = None
     questions: Path | None = None
     window: int | None = None
     max_tokens: int | None = None

@@ -1,9 +1,11 @@
-"""From a text file to the windows of token ids that models are scored on.
+"""From a text to the windows of token ids that models are scored on.
 
-The protocol is that of the GPTQ and AWQ papers for WikiText-2: the whole text is tokenized at
-once (with the special tokens that the tokenizer itself adds, so usually one at the very front)
-and cut into windows that do not overlap; what is left over at the end is not scored. Every token
-of a window but its first is predicted from those before it in the window.
+The protocol is that of the GPTQ and AWQ papers for WikiText-2, as their scripts and AutoAWQ's have
+it: the rows of the test split are joined by empty lines, the whole text is tokenized at once (with
+the special tokens that the tokenizer itself adds, so usually one at the very front and none at a
+later window's) and cut into windows of 2048 tokens that do not overlap; what is left over at the
+end is not scored. Every token of a window but its first is predicted from those before it in the
+window. The scripts weigh windows, this one tokens: with windows of one length it is the same.
 """
 
 from __future__ import annotations
@@ -16,8 +18,10 @@ import numpy as np
 
 from mlcawq.checkpoint.source import load_tokenizer
 from mlcawq.errors import Problem, UserError
+from mlcawq.hub_data import HubData, hub_rows
 
 DEFAULT_WINDOW = 2048
+HUB_TEXTS = {"wikitext2": HubData("Salesforce/wikitext", "wikitext-2-raw-v1", "test")}
 
 
 class TextTokenizer(Protocol):
@@ -88,10 +92,26 @@ def vocabulary_problems(a: TextTokenizer, b: TextTokenizer, where: str) -> list[
     ]
 
 
-def read_text(path: Path) -> str:
-    """The whole of a UTF-8 text file. Raises UserError when missing, empty or not text."""
+def read_text(source: str | Path) -> str:
+    """The whole of a UTF-8 text file, or of a data set of `HUB_TEXTS` by its name.
+
+    Raises UserError when it is missing, out of reach, empty or not text.
+    """
+    if str(source) in HUB_TEXTS and not Path(source).is_file():
+        rows = hub_rows(
+            str(source),
+            HUB_TEXTS[str(source)],
+            option=f"--text {source}",
+            instead="give a text file with --text",
+        )
+        return "\n\n".join(row["text"] for row in rows)
+    path = Path(source)
     if not path.is_file():
-        raise UserError.one("no such file", str(path), "give a text file with --text")
+        raise UserError.one(
+            "no such file",
+            str(path),
+            f"give a text file with --text, or one of: {', '.join(HUB_TEXTS)}",
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:

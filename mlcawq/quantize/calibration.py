@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from mlcawq.errors import Problem, UserError, raise_all
+from mlcawq.hub_data import HubData, hub_rows
 
 BUNDLED = "bundled"
 HUB_DATASETS = {
-    "pileval": ("mit-han-lab/pile-val-backup", None, "validation"),
-    "wikitext": ("Salesforce/wikitext", "wikitext-2-raw-v1", "train"),
+    "pileval": HubData("mit-han-lab/pile-val-backup", None, "validation"),
+    "wikitext": HubData("Salesforce/wikitext", "wikitext-2-raw-v1", "train"),
 }
 _PASSAGE = 1 << 16  # characters: what a long text is shuffled by
 _OVERSUPPLY = 4  # blocks are drawn from so many times the tokens needed, where there are as many
@@ -248,24 +249,12 @@ def _is_message(value: Any) -> bool:
 
 
 def _hub_texts(name: str) -> Iterator[str]:
-    repository, config, split = HUB_DATASETS[name]
-    try:
-        from datasets import load_dataset
-    except ImportError:
-        raise UserError.one(
-            f"{name} is read through the `datasets` package, which is not installed",
-            "--calib",
-            "pip install 'mlcawq[hub-data]', or use the bundled corpus (leave --calib out)",
-        ) from None
-    try:
-        rows = load_dataset(repository, config, split=split)
-    except Exception as error:  # network, hub and cache errors of several libraries
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError.one(
-            f"could not be loaded from the hub ({reason})",
-            repository,
-            "check the network, or use the bundled corpus (leave --calib out)",
-        ) from None
+    rows = hub_rows(
+        name,
+        HUB_DATASETS[name],
+        option="--calib",
+        instead="use the bundled corpus (leave --calib out)",
+    )
     if name == "wikitext":  # one line a row: an article is many rows
         return iter(["".join(row["text"] for row in rows)])
     return (row["text"] for row in rows)

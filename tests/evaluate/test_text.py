@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +52,33 @@ def test_unusable_text_files(tmp_path: Path, content: bytes | None, message: str
         path.write_bytes(content)
     with pytest.raises(UserError, match=message):
         read_text(path)
+
+
+def test_wikitext2_is_joined_as_the_papers_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def load_dataset(*arguments: object, split: str) -> list[dict[str, str]]:
+        asked.append((*arguments, split))
+        return [{"text": ""}, {"text": " = Title = \n"}, {"text": " Words . \n"}]
+
+    stub = types.ModuleType("datasets")
+    stub.load_dataset = load_dataset  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "datasets", stub)
+    assert read_text("wikitext2") == "\n\n = Title = \n\n\n Words . \n"
+    assert asked == [("Salesforce/wikitext", "wikitext-2-raw-v1", "test")]
+
+
+def test_wikitext2_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match="hub-data") as caught:
+        read_text("wikitext2")
+    assert caught.value.problems[0].fix.endswith("or give a text file with --text")
+
+
+def test_a_file_of_that_name_goes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "wikitext2").write_text("mine")
+    assert read_text("wikitext2") == "mine"
 
 
 def test_vocabularies_are_compared_token_by_token(tiny_llama: Path, tmp_path: Path) -> None:

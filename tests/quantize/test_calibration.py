@@ -12,6 +12,7 @@ import torch
 from tiny_models import make_tokenizer
 
 from mlcawq.errors import UserError
+from mlcawq.hub_data import HubData
 from mlcawq.quantize.calibration import BUNDLED, HUB_DATASETS, batched, load_calibration
 
 LINES = [f"Line {i}: the quick brown fox no. {i * i} jumps over {i} dogs." for i in range(400)]
@@ -110,7 +111,7 @@ def test_hub_datasets(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     stub.load_dataset = load_dataset  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "datasets", stub)
     data = load_calibration(name, make_tokenizer(), samples=4, seq_len=64)
-    assert asked == [HUB_DATASETS[name]]
+    assert [HubData(*given) for given in asked] == [HUB_DATASETS[name]]
     assert [len(sequence) for sequence in data.sequences] == [64] * 4
     assert data.source == name
 
