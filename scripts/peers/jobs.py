@@ -9,13 +9,15 @@ A runner is called with one job file, a JSON object:
     bits        2, 3 or 4
     group_size  channels that share a scale and a zero point
     out         folder to write: the checkpoint with its linears dequantized, in float16
-    result      file to write: {"seconds": …}, or {"cannot": REASON} and no `out`
+    result      file to write: {"seconds": …, "cpu_seconds": …, "peak_rss_mib": …}, or
+                {"cannot": REASON} and no `out`
 """
 
 from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import sys
 import tempfile
@@ -51,9 +53,13 @@ def do_job(methods: Mapping[str, Quantizer]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)  # peers write logs where they run
         try:
-            start = time.perf_counter()
+            start, cpu_before = time.perf_counter(), time.process_time()
             tensors = methods[job["method"]](job)
-            result = {"seconds": time.perf_counter() - start}
+            result = {
+                "seconds": time.perf_counter() - start,
+                "cpu_seconds": time.process_time() - cpu_before,
+                "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            }
         except CannotError as error:
             result = {"cannot": str(error)}
         else:

@@ -34,16 +34,16 @@ def version_of(runner: Runner) -> tuple[str, str]:
     """(digest, name) of the software behind a runner.
 
     Of a peer: its release, PyTorch's and transformers', and our runner for it. Of ours: the code
-    that quantizes and the shipped recipes; comments and layout do not count.
+    that quantizes and the shipped recipes. Comments and layout do not count.
     """
-    scripts = [_HERE / runner.script, _HERE / "jobs.py"]
+    script = _code(_HERE / runner.script)
     if isinstance(runner, Peer):
         releases = _releases(runner)
-        return digest([releases, *map(_code, scripts)]), f"{runner.name} {releases[0]}"
+        return digest([releases, script]), f"{runner.name} {releases[0]}"
     assert isinstance(runner, Ours)
     files = [file for part in _OUR_CODE for file in sorted((_ROOT / part).rglob("*.py"))]
     recipes = sorted((_ROOT / "templates" / "recipes").glob("*.yaml"))
-    parts = [*map(_code, scripts), *map(_code, files), *(path.read_text() for path in recipes)]
+    parts = [script, *map(_code, files), *(path.read_text() for path in recipes)]
     return digest(parts), f"{runner.name} {_commit()}"
 
 
