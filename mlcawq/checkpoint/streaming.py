@@ -1,121 +1,188 @@
 """A checkpoint run one decoder block at a time.
 
-The layers are transformers' own, built on the meta device: they cost nothing until a block's
-tensors are read, and a block is gone when its caller drops it. What each layer is called with
-(rotary embedding, masks, sliding windows) is found by running the model's own forward over
-recorders, so that it stays right for every rope type, layer type and transformers release.
+The blocks are transformers' own, built on the meta device: they cost nothing until a block's
+tensors are read, and a block is gone when its caller drops it. Everything around the blocks is
+computed by the model's own forward, so that it stays right for every architecture, rope type,
+layer type and transformers release.
 """
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from mlcawq.checkpoint.config import ModelConfig, read_config
-from mlcawq.checkpoint.hf_config import portable_config
+from mlcawq.checkpoint.outline import Outline
+from mlcawq.checkpoint.skeleton import make_skeleton
+from mlcawq.checkpoint.stages import RowEmbedding, SlicedHead, Stages
 from mlcawq.checkpoint.tensors import TensorReader
-from mlcawq.errors import Problem, raise_all
-from mlcawq.families import expected_tensors, find_family
-from tir_kernels.layouts import SYMMETRIC_ZEROS
-from tir_kernels.reference import dequantize
-
-_ALWAYS_STORED = ("qweight", "scales")
+from mlcawq.errors import UserError, raise_all
+from mlcawq.families import ARCHITECTURES, Architecture
 
 _HEAD_BYTES = 128 * 2**20  # of head weights held in the compute type at a time
 _PLANS_KEPT = 8
 
 
 class StreamedModel:
-    """Any Hugging Face folder of a known family (fp16, bf16, fp32, or AWQ, dequantized).
+    """Any Hugging Face folder of a decoder of transformers (fp16, bf16, fp32, or AWQ, dequantized).
 
     folder: checkpoint folder with config.json and safetensors.
     dtype: type that everything is computed in.
     attention: transformers' attention implementation, "sdpa" or "eager".
+    reader: where tensors are read; the folder's own files when None.
 
-    Raises UserError naming every tensor that is missing, unexpected or of the wrong shape.
+    Raises UserError naming every tensor that is missing, unexpected or of the wrong shape, and for
+    an architecture that cannot be run block by block.
     """
 
     def __init__(
-        self, folder: Path, dtype: torch.dtype = torch.float32, attention: str = "sdpa"
+        self,
+        folder: Path,
+        dtype: torch.dtype = torch.float32,
+        attention: str = "sdpa",
+        reader: TensorReader | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.dtype = dtype
-        self.config = read_config(self.folder)
-        self.family = find_family(self.config)
-        self.num_blocks = self.config.num_hidden_layers
-        self.reader = TensorReader(self.folder)
-        raise_all(tensor_problems(self.config, self.reader))
-
-        model = skeleton(self.config, attention)
-        layers = model.get_submodule(self.family.block.rpartition(".")[0])
-        assert isinstance(layers, nn.ModuleList)
-        self._layers = list(layers)
-        self._norm = model.get_submodule(self.family.final_norm)
-        for i, layer in enumerate(self._layers):
-            layers[i] = _Recorder(layer)
-        self._recorders = layers
-        self._base = model.base_model
-        _, _, norm = self.family.final_norm.rpartition(".")
-        setattr(self._base, norm, nn.Identity())
-        rotary = self._base.rotary_emb
-        self._base.rotary_emb = type(rotary)(config=model.config)
+        self.outline = Outline(self.folder, reader, attention)
+        raise_all(self.outline.problems())
+        self.config = self.outline.config
+        self.reader = self.outline.reader
+        self.num_blocks = self.outline.num_blocks
+        self._names = self.outline.names
+        self._stages = self._make_stages()
         self._plans: OrderedDict[tuple[int, int], list[dict[str, Any]]] = OrderedDict()
+
+    def _make_stages(self) -> Stages:
+        """Stages on the skeleton's model, with what is outside of the blocks read but two."""
+        skeleton, model = self.outline.skeleton, self.outline.skeleton.model
+        layers = model.get_submodule(skeleton.layers)
+        stages = Stages(model, layers, self.config.hidden_size)
+        embedding, head = f"{skeleton.embedding}.weight", f"{skeleton.head}."
+        for name in list(model.state_dict()):
+            if skeleton.is_text(name) and name != embedding and not name.startswith(head):
+                self._set(model, name)
+        _replace(model, skeleton.embedding, lambda old: RowEmbedding(old, self._embedding_rows))
+        _replace(
+            model,
+            skeleton.head,
+            lambda old: SlicedHead(old, self._head_weight, self._head_bias, self._head_rows),
+        )
+        return stages
+
+    def _set(self, model: nn.Module, name: str) -> None:
+        path, _, leaf = name.rpartition(".")
+        owner = model.get_submodule(path)
+        value = self._names.state(path, _Only(leaf), self.tensor)[leaf]
+        if leaf in owner._buffers:
+            owner._buffers[leaf] = value
+        else:
+            owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+
+    def _embedding_rows(self, ids: torch.Tensor) -> torch.Tensor:
+        name = self._source(f"{self.outline.skeleton.embedding}.weight")
+        return self.reader.torch_rows(name, ids).to(self.dtype)
+
+    def _head_weight(self) -> torch.Tensor:
+        return self.outline.stored.as_stored(self._source(f"{self.outline.skeleton.head}.weight"))
+
+    def _head_bias(self) -> torch.Tensor | None:
+        name = self._names.source_of(f"{self.outline.skeleton.head}.bias")
+        return None if name is None else self.tensor(name)
+
+    def _head_rows(self, width: int) -> int:
+        return max(1, _HEAD_BYTES // (width * self.dtype.itemsize))
+
+    def _source(self, name: str) -> str:
+        found = self._names.source_of(name)
+        assert found is not None  # `_tensor_problems` has looked for it
+        return found
+
+    @property
+    def architecture(self) -> Architecture:
+        """The scaling groups of this kind of model. Raises UserError where there is no table."""
+        model_type = self.config.model_type
+        if model_type not in ARCHITECTURES:
+            raise UserError.one(
+                f"model_type {model_type!r} is not supported",
+                str(self.folder / "config.json"),
+                f"supported architectures: {', '.join(ARCHITECTURES)}",
+            )
+        return ARCHITECTURES[model_type]
 
     # Tensors
 
     def block_name(self, i: int) -> str:
-        """Name of decoder block i in the checkpoint ("model.layers.3")."""
-        return self.family.block.format(i)
+        """See `Outline.block_name`."""
+        return self.outline.block_name(i)
+
+    def checkpoint_name(self, i: int, name: str) -> str:
+        """See `Outline.checkpoint_name`."""
+        return self.outline.checkpoint_name(i, name)
+
+    def block_tensors(self, i: int) -> list[str]:
+        """See `Outline.block_tensors`."""
+        return self.outline.block_tensors(i)
 
     def is_quantized(self, linear: str) -> bool:
         """Whether the linear of that full name is stored as AWQ."""
-        return f"{linear}.qweight" in self.reader
+        return self.outline.stored.is_quantized(linear)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """A tensor by its unquantized name, in the compute type; AWQ weights dequantized."""
-        prefix, _, kind = name.rpartition(".")
-        if kind == "weight" and self.is_quantized(prefix):
-            qweight, scales = (self.reader.numpy(f"{prefix}.{part}") for part in _ALWAYS_STORED)
-            zeros = f"{prefix}.qzeros"
-            if zeros in self.reader:
-                qzeros = self.reader.numpy(zeros)
-            else:
-                qzeros = np.full((scales.shape[0], qweight.shape[1]), SYMMETRIC_ZEROS, np.int32)
-            weight = dequantize(qweight, qzeros, scales, np.float32)
-            return torch.from_numpy(weight).T.contiguous().to(self.dtype)
-        return self.reader.torch(name).to(self.dtype)
+        """A tensor by its unquantized name in the checkpoint, in the compute type if it is of
+        floating point; AWQ weights dequantized."""
+        tensor = self.outline.stored.as_stored(name)
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    def stored_name(self, path: str) -> str:
+        """The checkpoint's name of a tensor or module of transformers' model, by its path there."""
+        return self._names.stored_name(path)
+
+    def module(self, path: str) -> nn.Module:
+        """A module outside of the blocks, by its path in transformers' model ("model.norm")."""
+        return self.outline.skeleton.model.get_submodule(path)
+
+    def bare_block(self, i: int) -> nn.Module:
+        """Decoder block i as `block` gives it, its parameters on the meta device."""
+        return self.outline.bare_block(i)
 
     def block(self, i: int) -> nn.Module:
-        """Decoder block i with its weights, in eval mode. The caller owns it."""
-        return self._filled(self._layers[i], self.block_name(i))
+        """Decoder block i with its weights, in eval mode. The caller owns it.
 
-    def _filled(self, module: nn.Module, prefix: str) -> nn.Module:
-        module = copy.deepcopy(module)
-        state = {name: self.tensor(f"{prefix}.{name}") for name in module.state_dict()}
-        module.load_state_dict(state, assign=True)
-        return module.eval().requires_grad_(False)
+        Experts are modules of their own, with linears named as in the checkpoint.
+        """
+        block = self.bare_block(i)
+        state = self._names.state(self.outline.path(i), block, self.tensor)
+        block.load_state_dict(state, assign=True)
+        return block.eval().requires_grad_(False)
+
+    def whole(self) -> Any:
+        """transformers' causal LM with all weights in the compute type, AWQ ones dequantized."""
+        skeleton = make_skeleton(self.config)
+        model = skeleton.model
+        layers = model.get_submodule(skeleton.layers)
+        for i in range(self.num_blocks):
+            layers[i] = self.block(i)
+        for name, tensor in list(model.state_dict().items()):
+            if tensor.is_meta and skeleton.is_text(name):
+                self._set(model, name)
+        return model
 
     # Running
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
-        """Token ids [B, T] -> hidden states [B, T, hidden_size]."""
-        return self.reader.torch_rows(f"{self.family.embedding}.weight", ids).to(self.dtype)
+        """Token ids [B, T] -> what enters block 0, [B, T, hidden_size]."""
+        return self._stages.embed(ids)
 
-    @torch.no_grad()
     def layer_arguments(self, i: int, batch: int, tokens: int) -> dict[str, Any]:
         """What the model calls layer i with, beside the hidden states, for [batch, tokens]."""
         key = (batch, tokens)
         if key not in self._plans:
-            inputs = torch.zeros(batch, tokens, self.config.hidden_size, dtype=self.dtype)
-            self._base(inputs_embeds=inputs, use_cache=False)
-            self._plans[key] = [recorder.take() for recorder in self._recorders]
+            self._plans[key] = self._stages.calls(batch, tokens)
             while len(self._plans) > _PLANS_KEPT:
                 self._plans.popitem(last=False)
         self._plans.move_to_end(key)
@@ -136,23 +203,13 @@ class StreamedModel:
                 states[j] = self.run_block(block, i, hidden)
         return states
 
-    @torch.no_grad()
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [..., hidden_size] -> float32 logits [..., vocab_size].
 
-        The final norm is applied. The head is read in slices of the vocabulary, so that a large
-        one is never copied whole into the compute type.
+        Final norm, head, scale and softcap are applied. The head is read in slices of the
+        vocabulary, so that a large one is never copied whole into the compute type.
         """
-        hidden = self._filled(self._norm, self.family.final_norm)(hidden)
-        tied = self.config.tie_word_embeddings
-        source = self.family.embedding if tied else self.family.head
-        weight = self.reader.torch(f"{source}.weight")
-        logits = torch.empty(*hidden.shape[:-1], weight.shape[0], dtype=torch.float32)
-        rows = max(1, _HEAD_BYTES // (weight.shape[1] * self.dtype.itemsize))
-        for start in range(0, weight.shape[0], rows):
-            part = weight[start : start + rows].to(self.dtype)
-            logits[..., start : start + rows] = hidden @ part.T
-        return logits
+        return self._stages.head(hidden)
 
     def iter_logits(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
         """Logits of `batches` one after another: only one batch's are in memory.
@@ -169,88 +226,15 @@ class StreamedModel:
         return list(self.iter_logits(batches))
 
 
-class _Recorder(nn.Module):
-    """Stands for a layer in the model's forward and notes what it is called with."""
+class _Only(nn.Module):
+    """A module of one tensor of that name, for asking a TensorMap for it."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, leaf: str) -> None:
         super().__init__()
-        # Some releases pick the mask by an attribute of the layer.
-        for name in ("attention_type", "layer_type", "is_sliding"):
-            if hasattr(layer, name):
-                setattr(self, name, getattr(layer, name))
-        self._arguments: dict[str, Any] | None = None
-
-    def forward(self, hidden: torch.Tensor, **arguments: Any) -> Any:
-        self._arguments = arguments
-        # Releases before 4.54 index the layer's result, later ones take it as it is.
-        return (hidden,) if _layers_return_tuples() else hidden
-
-    def take(self) -> dict[str, Any]:
-        assert self._arguments is not None
-        arguments, self._arguments = self._arguments, None
-        return arguments
+        self.register_buffer(leaf, torch.empty(0))
 
 
-def _layers_return_tuples() -> bool:
-    import transformers
-
-    major, minor = (int(part) for part in transformers.__version__.split(".")[:2])
-    return (major, minor) < (4, 54)
-
-
-def skeleton(given: ModelConfig, attention: str = "sdpa") -> Any:
-    """The causal LM of transformers with every parameter on the meta device.
-
-    Its rotary buffers are there too, without content: who runs it makes that module anew.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    raw = portable_config(given)
-    # Types and storage are ours to decide; everything else is transformers' business.
-    for key in ("quantization_config", "torch_dtype", "dtype", "model_type"):
-        raw.pop(key, None)
-    config = AutoConfig.for_model(given.model_type, **raw)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
-
-
-def tensor_problems(config: ModelConfig, reader: TensorReader) -> Iterator[Problem]:
-    """Every tensor that is missing, unexpected or of the wrong shape, by the headers alone."""
-    expected, family = expected_tensors(config), find_family(config)
-    quantization = config.quantization
-    linears = {
-        f"{family.block.format(i)}.{linear}"
-        for i in range(config.num_hidden_layers)
-        for linear in family.linears
-    }
-    known = set(expected)
-    for name, shape in expected.items():
-        prefix, _, kind = name.rpartition(".")
-        stored_awq = f"{prefix}.qweight" in reader
-        if quantization and kind == "weight" and prefix in linears and stored_awq:
-            n, k = shape
-            groups = k // quantization.group_size
-            parts: dict[str, tuple[int, ...]] = {
-                "qweight": (k, n // 8),
-                "qzeros": (groups, n // 8),
-                "scales": (groups, n),
-            }
-            if not quantization.zero_point and f"{prefix}.qzeros" not in reader:
-                del parts["qzeros"]
-        else:
-            parts = {kind: shape}
-        for part, wanted in parts.items():
-            full = f"{prefix}.{part}"
-            known.add(full)
-            if full not in reader:
-                yield Problem("tensor is missing", full, "download the checkpoint again")
-            elif tuple(reader.info(full).shape) != tuple(wanted):
-                found = list(reader.info(full).shape)
-                yield Problem(f"shape {found} where config.json means {list(wanted)}", full)
-    for name in reader.names:
-        # Old releases stored the rotary buffers; a tied head may be stored beside the embedding.
-        if name in known or name.endswith("rotary_emb.inv_freq"):
-            continue
-        if name.startswith(f"{family.head}.") and config.tie_word_embeddings:
-            continue
-        yield Problem("unexpected tensor: config.json does not account for it", name)
+def _replace(model: nn.Module, path: str, make: Any) -> None:
+    parent, _, leaf = path.rpartition(".")
+    owner = model.get_submodule(parent)
+    setattr(owner, leaf, make(getattr(owner, leaf)))

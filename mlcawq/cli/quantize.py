@@ -113,13 +113,13 @@ def quantize(
     _quiet_libraries()
     from rich.console import Console
 
-    from mlcawq.checkpoint.config import read_config
+    from mlcawq.checkpoint.decoder_config import read_decoder_config
     from mlcawq.quantize.calibration import load_calibration
     from mlcawq.quantize.pipeline import check_checkpoint, quantize_checkpoint
 
     check_checkpoint(folder, output, chosen, fmt, overwrite=overwrite)  # type: ignore[arg-type]
     console = Console(stderr=True)
-    length = calib_seq_len or min(512, read_config(folder).max_position_embeddings)
+    length = calib_seq_len or min(512, read_decoder_config(folder).max_position_embeddings)
     console.print("reading calibration text", style="dim", highlight=False)
     calibration = load_calibration(
         calib,

@@ -15,22 +15,10 @@ import torch
 
 from mlcawq.checkpoint.config import load_json
 from mlcawq.checkpoint.source import load_tokenizer
-from mlcawq.checkpoint.streaming import StreamedModel, skeleton
+from mlcawq.checkpoint.streaming import StreamedModel
 from mlcawq.errors import UserError
-from mlcawq.families import expected_tensors
 
 _BATCH = 32
-
-
-def load_whole(streamed: StreamedModel) -> Any:
-    """transformers' causal LM with the checkpoint's weights in float32, AWQ ones dequantized."""
-    model = skeleton(streamed.config)
-    state = {name: streamed.tensor(name) for name in expected_tensors(streamed.config)}
-    model.load_state_dict(state, strict=False, assign=True)
-    model.tie_weights()
-    rotary = model.base_model.rotary_emb  # its buffers are computed, not loaded
-    model.base_model.rotary_emb = type(rotary)(config=model.config)
-    return model.requires_grad_(False)
 
 
 def stop_ids(folder: Path, tokenizer: Any) -> list[int]:
@@ -69,7 +57,7 @@ class CheckpointAnswerer:
     @torch.no_grad()
     def answers(self, questions: Sequence[str], max_new_tokens: int) -> Iterator[tuple[int, str]]:
         """See `Answerer.answers`. Prompts of one length make a batch, so nothing is padded."""
-        model = load_whole(self._streamed)
+        model = self._streamed.whole()
         prompts = [self._prompt(question) for question in questions]
         by_length: dict[int, list[int]] = defaultdict(list)
         for i, prompt in enumerate(prompts):

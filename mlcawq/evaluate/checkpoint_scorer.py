@@ -21,7 +21,7 @@ _BATCH_TOKENS = 2048
 class CheckpointScorer:
     """A `Scorer` over a checkpoint folder; AWQ weights are dequantized as they are read.
 
-    Raises UserError for a folder that is no whole checkpoint of a known family.
+    Raises UserError for a folder that is no whole checkpoint of a decoder of transformers.
     """
 
     def __init__(self, folder: Path) -> None:

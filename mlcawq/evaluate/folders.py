@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from mlcawq.checkpoint.config import load_json, read_config
+from mlcawq.checkpoint.config import load_json
 from mlcawq.errors import Problem
 
 Kind = Literal["checkpoint", "built"]
@@ -34,6 +34,8 @@ def folder_label(folder: Path, kind: Kind) -> str:
     """What a table calls the model: q4f16_autoawq, awq w4 g128, or the type of its weights."""
     if kind == "built":
         return str(load_json(folder / CHAT_CONFIG).get("quantization", "built"))
-    config = read_config(folder)
+    from mlcawq.checkpoint.decoder_config import read_decoder_config
+
+    config = read_decoder_config(folder)
     awq = config.quantization
     return config.dtype if awq is None else f"awq w{awq.bits} g{awq.group_size}"

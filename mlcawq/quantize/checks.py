@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import psutil
 
-from mlcawq.checkpoint.config import ModelConfig
-from mlcawq.checkpoint.tensors import TensorReader
+from mlcawq.checkpoint.decoder_config import DecoderConfig
+from mlcawq.checkpoint.outline import Outline, Shape
 from mlcawq.checkpoint.writing import free_bytes
 from mlcawq.errors import Problem
-from mlcawq.families import find_family, linear_shapes
 from mlcawq.quantize.calibration import CalibrationData
 from mlcawq.quantize.recipe import Recipe
 
@@ -31,9 +30,9 @@ class Needs:
     disk: int
 
 
-def recipe_problems(config: ModelConfig, recipe: Recipe, fmt: Format) -> Iterator[Problem]:
+def recipe_problems(outline: Outline, recipe: Recipe, fmt: Format) -> Iterator[Problem]:
     """Why a model cannot be quantized by a recipe, every offending linear included."""
-    if config.quantization is not None:
+    if outline.config.quantization is not None:
         yield Problem(
             "the checkpoint is already quantized", "config.json", "start from the original model"
         )
@@ -43,13 +42,13 @@ def recipe_problems(config: ModelConfig, recipe: Recipe, fmt: Format) -> Iterato
             "--bits",
             "use 4, or --format fake to write the dequantized weights in float16",
         )
-    block = find_family(config).block
-    yield from _naming_problems(config, recipe)
-    for linear, (in_features, out_features) in linear_shapes(config).items():
-        names = (f"{block.format(i)}.{linear}" for i in range(config.num_hidden_layers))
-        if not any(map(recipe.converts, names)):
-            continue
-        name = block.format("*") + f".{linear}"
+    linears = outline.all_quantizable()
+    yield from _naming_problems(outline, recipe, linears)
+    alike = {  # linears that differ in the numbers of block and expert only are one
+        (_numbers_left_out(name), shape) for name, shape in linears.items() if recipe.converts(name)
+    }
+    for name, (in_features, out_features) in sorted(alike):
+        linear = name.rpartition("*.")[2]
         if in_features % recipe.group_size:
             fitting = [size for size in (128, 64, 32) if in_features % size == 0]
             yield Problem(
@@ -68,27 +67,29 @@ def recipe_problems(config: ModelConfig, recipe: Recipe, fmt: Format) -> Iterato
             )
 
 
-def _naming_problems(config: ModelConfig, recipe: Recipe) -> Iterator[Problem]:
+def _numbers_left_out(name: str) -> str:
+    """model.layers.3.mlp.up_proj -> model.layers.*.mlp.up_proj"""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def _naming_problems(
+    outline: Outline, recipe: Recipe, linears: Mapping[str, Shape]
+) -> Iterator[Problem]:
     """Names to keep that keep nothing, a slip of the pen, or that keep everything."""
-    family = find_family(config)
-    linears = [
-        f"{family.block.format(i)}.{linear}"
-        for i in range(config.num_hidden_layers)
-        for linear in family.linears
-    ]
-    known = [*linears, family.head, family.embedding]
+    names = (outline.skeleton.head, outline.skeleton.embedding)
+    known = [*linears, *map(outline.names.stored_name, names)]
     for part in recipe.modules_to_not_convert:
         if not any(part in name for name in known):
             yield Problem(
                 f"no linear's name holds {part!r}",
                 "--keep",
-                f"a name is like {linears[0]}, or a part of it",
+                f"a name is like {next(iter(linears), known[0])}, or a part of it",
             )
     if not any(map(recipe.converts, linears)):
         yield Problem("nothing is left to quantize", "--keep", "keep fewer linears")
 
 
-def calibration_problems(data: CalibrationData, config: ModelConfig) -> Iterator[Problem]:
+def calibration_problems(data: CalibrationData, config: DecoderConfig) -> Iterator[Problem]:
     """Why a model cannot be run on calibration text."""
     largest = max(int(sequence.max()) for sequence in (*data.sequences, *data.held_out))
     if largest >= config.vocab_size:
@@ -99,12 +100,13 @@ def calibration_problems(data: CalibrationData, config: ModelConfig) -> Iterator
         )
 
 
-def estimate(
-    config: ModelConfig, reader: TensorReader, recipe: Recipe, fmt: Format, tokens: int
-) -> Needs:
+def estimate(outline: Outline, recipe: Recipe, fmt: Format, tokens: int) -> Needs:
     """What quantizing takes. tokens: calibration and held-out tokens together."""
-    shapes = linear_shapes(config)
-    block = sum(k * n for k, n in shapes.values())
+    config, reader = outline.config, outline.reader
+    blocks = [outline.linear_shapes(i) for i in range(outline.num_blocks)]
+    sizes = [sum(k * n for k, n in shapes.values()) for shapes in blocks]
+    block = max(sizes)
+    shapes = blocks[sizes.index(block)]
     widest = max(k * n for k, n in shapes.values())
     hidden = tokens * config.hidden_size * _FLOAT
     batch = 2048 * (6 * config.hidden_size + 3 * config.intermediate_size) * _FLOAT
@@ -127,7 +129,7 @@ def estimate(
         else reader.info(name).nbytes // 2
         for name in reader.names
     )
-    linears = block * config.num_hidden_layers
+    linears = sum(sizes)
     quantized = linears * 2 if fmt == "fake" else int(linears * (0.5 + 2.5 / recipe.group_size))
     output = max(kept - linears * 2, 0) + quantized
     return Needs(memory, output + quantized + states)

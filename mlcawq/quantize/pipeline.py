@@ -17,10 +17,10 @@ import transformers
 from torch import nn
 
 import mlcawq
-from mlcawq.checkpoint.config import read_config
 from mlcawq.checkpoint.hf_config import portable_config
+from mlcawq.checkpoint.outline import Outline
 from mlcawq.checkpoint.source import SIDE_FILES, copy_side_files, require_tokenizer
-from mlcawq.checkpoint.streaming import StreamedModel, tensor_problems
+from mlcawq.checkpoint.streaming import StreamedModel
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.checkpoint.writing import (
     ShardWriter,
@@ -102,8 +102,7 @@ def check_checkpoint(
     ours = (out / REPORT_FILE).is_file()
     for check in (
         lambda: require_tokenizer(src),
-        lambda: raise_all(recipe_problems(read_config(src), recipe, fmt)),
-        lambda: raise_all(tensor_problems(read_config(src), TensorReader(src))),
+        lambda: raise_all(_checkpoint_problems(Outline(src), recipe, fmt)),
         lambda: raise_all(_replacing_problems(src, out, overwrite)),
         lambda: check_output(out, overwrite=overwrite or ours),
     ):
@@ -111,7 +110,12 @@ def check_checkpoint(
             check()
         except UserError as error:
             problems.extend(error.problems)
-    raise_all(dict.fromkeys(problems))  # a broken config.json is found twice
+    raise_all(problems)
+
+
+def _checkpoint_problems(outline: Outline, recipe: Recipe, fmt: Format) -> Iterator[Problem]:
+    yield from recipe_problems(outline, recipe, fmt)
+    yield from outline.problems()
 
 
 def _replacing_problems(src: Path, out: Path, overwrite: bool) -> Iterator[Problem]:
@@ -164,7 +168,7 @@ def quantize_checkpoint(
         return done
     check_output(out, overwrite=overwrite)
     tokens = calibration.tokens + 2 * sum(len(sequence) for sequence in calibration.held_out)
-    needs = estimate(model.config, model.reader, recipe, fmt, tokens)
+    needs = estimate(model.outline, recipe, fmt, tokens)
     raise_all(machine_problems(needs, out))
     progress.planned(needs)
 
@@ -259,7 +263,7 @@ class _Run:
             block,
             self.states["calibration"],
             lambda batch, tokens: model.layer_arguments(i, batch, tokens),
-            model.family.groups_of(block),
+            model.architecture.groups_of(block),
             self.recipe,
             name=name,
             full_name=lambda linear: f"{name}.{linear}",
@@ -382,7 +386,7 @@ class _Run:
         linears = {
             f"{model.block_name(i)}.{linear}.weight"
             for i in range(model.num_blocks)
-            for linear in model.family.linears
+            for linear in model.outline.quantizable(i)
             if self.recipe.converts(f"{model.block_name(i)}.{linear}")
         }
         blocks = tuple(f"{model.block_name(i)}." for i in range(model.num_blocks))

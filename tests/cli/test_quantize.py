@@ -139,8 +139,8 @@ def test_everything_wrong_is_said_before_work(tmp_path: Path) -> None:
     unknown = tmp_path / "unknown"
     shutil.copytree(good, unknown)
     config = json.loads((unknown / "config.json").read_text())
-    (unknown / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
-    _refused(_quantize(unknown, "-o", tmp_path / "o"), "mamba", "llama, mistral")
+    (unknown / "config.json").write_text(json.dumps({**config, "model_type": "unheard-of"}))
+    _refused(_quantize(unknown, "-o", tmp_path / "o"), "unheard-of", "not supported")
 
     bare = tmp_path / "bare"
     shutil.copytree(good, bare)

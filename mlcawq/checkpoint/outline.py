@@ -1,0 +1,120 @@
+"""What is known of a checkpoint before a tensor is read: its config, names and shapes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import nn
+
+from mlcawq.checkpoint.decoder_config import DecoderConfig, read_decoder_config
+from mlcawq.checkpoint.experts import unfused
+from mlcawq.checkpoint.names import TensorMap
+from mlcawq.checkpoint.skeleton import make_skeleton
+from mlcawq.checkpoint.stored import StoredTensors
+from mlcawq.checkpoint.tensors import TensorReader
+from mlcawq.errors import Problem, UserError
+from mlcawq.families import ARCHITECTURES
+
+Shape = tuple[int, int]  # (in_features, out_features)
+
+
+class Outline:
+    """A checkpoint folder of any decoder of transformers, as far as its headers tell.
+
+    reader: where tensors are; the folder's own files when None.
+    attention: transformers' attention implementation, "sdpa" or "eager".
+
+    config, skeleton, names, reader, stored: what it is made of; the last two only where there
+        are no `problems`.
+    Raises UserError for a config that cannot be read.
+    """
+
+    def __init__(
+        self, folder: Path, reader: TensorReader | None = None, attention: str = "sdpa"
+    ) -> None:
+        self.config: DecoderConfig = read_decoder_config(folder)
+        self._unreadable: tuple[Problem, ...] = ()
+        try:
+            self.reader = reader or TensorReader(folder)
+        except UserError as error:
+            # Shapes and names are known all the same, and what else is wrong with them.
+            self._unreadable = error.problems
+        else:
+            self.stored = StoredTensors(self.reader, self.config.quantization)
+        self.skeleton = make_skeleton(self.config, attention)
+        self.names = TensorMap(self.skeleton, () if self._unreadable else self.stored.names)
+        self.blocks = self.skeleton.blocks
+        self.num_blocks = len(self.blocks)
+
+    def problems(self) -> Iterator[Problem]:
+        """Every shard that cannot be read, else every tensor that is missing, unexpected or of
+        the wrong shape."""
+        if self._unreadable:
+            yield from self._unreadable
+            return
+        for name, shape, source in self.names.expected():
+            if source is None:
+                where = self.names.stored_name(name)
+                yield Problem("tensor is missing", where, "download the checkpoint again")
+            elif source:
+                yield from self.stored.shape_problems(source, shape)
+        for name in self.names.unexpected:
+            if not self.names.stale(name):
+                for part in self.stored.parts(name):
+                    yield Problem("unexpected tensor: config.json does not account for it", part)
+
+    def path(self, i: int) -> str:
+        """The path of block i in transformers' model."""
+        return f"{self.skeleton.layers}.{i}"
+
+    def block_name(self, i: int) -> str:
+        """Name of decoder block i in the checkpoint ("model.layers.3")."""
+        return self.names.stored_name(self.path(i))
+
+    def checkpoint_name(self, i: int, name: str) -> str:
+        """The checkpoint's full name of a tensor or linear of block i, by its name in the block.
+
+        Also of a tensor that is not there yet ("self_attn.q_proj.qweight").
+        """
+        return self.names.stored_name(f"{self.path(i)}.{name}")
+
+    def block_tensors(self, i: int) -> list[str]:
+        """The tensors in the checkpoint that block i owns, sorted, AWQ parts one by one."""
+        own = self.names.within(self.path(i))
+        prefix = f"{self.block_name(i)}."
+        unused = [name for name in self.names.unexpected if name.startswith(prefix)]
+        return sorted(part for name in {*own, *unused} for part in self.stored.parts(name))
+
+    def bare_block(self, i: int) -> nn.Module:
+        """Block i with its parameters on the meta device, experts apart."""
+        return unfused(copy.deepcopy(self.blocks[i]), self.names.expert_names)
+
+    def linear_shapes(self, i: int) -> dict[str, Shape]:
+        """Every linear of block i, by its name in the block."""
+        return {
+            name: (module.in_features, module.out_features)
+            for name, module in self.bare_block(i).named_modules()
+            if isinstance(module, nn.Linear)
+        }
+
+    def quantizable(self, i: int) -> dict[str, Shape]:
+        """The linears of block i that are quantized, by their names in it.
+
+        Those that its architecture's table lists; all of them where there is no table.
+        """
+        shapes = self.linear_shapes(i)
+        table = ARCHITECTURES.get(self.config.model_type)
+        if table is None:
+            return shapes
+        groups = table.groups_of(self.bare_block(i))
+        return {name: shapes[name] for group in groups for name in group.linears}
+
+    def all_quantizable(self) -> dict[str, Shape]:
+        """`quantizable` of every block, by the checkpoint's full names."""
+        return {
+            self.checkpoint_name(i, name): shape
+            for i in range(self.num_blocks)
+            for name, shape in self.quantizable(i).items()
+        }
