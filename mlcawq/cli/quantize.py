@@ -32,10 +32,11 @@ def quantize(
         int | None, typer.Option("--bits", help="Bits of a weight.  [default: the recipe's, 4]")
     ] = None,
     group_size: Annotated[
-        int | None,
+        str | None,
         typer.Option(
             "--group-size",
-            help="Weights that share a scale: 32, 64 or 128.  [default: the recipe's, 128]",
+            help="Weights that share a scale: 32, 64, 128, or channel: all of an output channel.  "
+            "[default: the recipe's, 128]",
         ),
     ] = None,
     symmetric: Annotated[
@@ -45,9 +46,21 @@ def quantize(
             help="Without or with a zero point for each group.  [default: the recipe's]",
         ),
     ] = None,
+    override: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--override",
+            help="Other integers for linears in whose name a regular expression is found: "
+            "'down_proj$=bits=8,group=32,symmetric=true'; repeatable, later ones win.",
+        ),
+    ] = None,
     keep: Annotated[
         list[str] | None,
-        typer.Option("--keep", help="Leave linears whose name holds this in fp16; repeatable."),
+        typer.Option(
+            "--keep",
+            help="Leave linears in whose name this regular expression is found in fp16; "
+            "repeatable.",
+        ),
     ] = None,
     calib: Annotated[
         str,
@@ -100,14 +113,18 @@ def quantize(
         raise typer.BadParameter(f"{fmt!r} is neither awq nor fake", param_hint="--format")
 
     from mlcawq.checkpoint.source import load_tokenizer, resolve
-    from mlcawq.quantize.recipe import load_recipe
+    from mlcawq.quantize.patterns import parse_override
+    from mlcawq.quantize.recipe import extended, load_recipe
 
-    overrides: dict[str, Any] = {"bits": bits, "group_size": group_size, "symmetric": symmetric}
-    overrides = {key: value for key, value in overrides.items() if value is not None}
-    chosen = load_recipe(recipe, overrides)
-    if keep:
-        kept = (*chosen.modules_to_not_convert, *keep)
-        chosen = chosen.model_copy(update={"modules_to_not_convert": kept})
+    size = int(group_size) if group_size and group_size.isdigit() else group_size
+    options: dict[str, Any] = {"bits": bits, "group_size": size, "symmetric": symmetric}
+    options = {key: value for key, value in options.items() if value is not None}
+    chosen = load_recipe(recipe, options)
+    further: dict[str, list[Any]] = {
+        "overrides": [parse_override(text) for text in override or ()],
+        "modules_to_not_convert": list(keep or ()),
+    }
+    chosen = extended(chosen, further)
     folder = resolve(model, trust_pickle=trust_pickle, revision=revision)
 
     _quiet_libraries()

@@ -101,7 +101,7 @@ class _Unquantized:
             self._nearest,
             _relative(work.product(linear, rounded=True), self._reference),
             bits=grid.bits,
-            group_size=grid.group_size,
+            group_size="channel" if grid.group_size == len(weight.codes) else grid.group_size,
             symmetric=grid.symmetric,
             weights=weight.codes.numel(),
             scale=None if scale is None else Spread.of(scale),

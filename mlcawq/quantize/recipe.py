@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -231,6 +231,29 @@ def load_recipe(name: str, overrides: dict[str, Any] | None = None) -> Recipe:
     if not isinstance(content, dict):
         raise UserError.one("a recipe is a mapping of options", str(path))
     return parse_recipe(content, str(path), overrides or {})
+
+
+def extended(recipe: Recipe, lists: Mapping[str, Sequence[Any]]) -> Recipe:
+    """A recipe whose lists of that name go on with these items, as plain data.
+
+    Raises UserError listing every bad item, by its option.
+    """
+    content = recipe.model_dump(mode="json")
+    longer = {key: [*content[key], *items] for key, items in lists.items()}
+    try:
+        return Recipe.model_validate({**content, **longer})
+    except ValidationError as error:
+        problems = []
+        for item in error.errors():
+            key, place, *rest = item["loc"]
+            option = {"overrides": "--override", "modules_to_not_convert": "--keep"}[str(key)]
+            what = ".".join(map(str, rest))
+            given = longer[str(key)][int(place)]
+            shown = given["match"] if isinstance(given, Mapping) else given
+            problems.append(
+                Problem(f"{what}: {item['msg']}" if what else item["msg"], f"{option} {shown}")
+            )
+        raise UserError(*problems) from None
 
 
 def parse_recipe(

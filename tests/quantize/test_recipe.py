@@ -10,7 +10,9 @@ from mlcawq.errors import UserError
 from mlcawq.quantize.integer import IntegerGrid
 from mlcawq.quantize.recipe import (
     CompensationRecipe,
+    Override,
     Recipe,
+    extended,
     load_recipe,
     parse_recipe,
     recipe_names,
@@ -87,3 +89,30 @@ def test_a_bad_option_is_named_as_it_was_typed() -> None:
     with pytest.raises(UserError) as caught:
         load_recipe("awq", {"group_size": 48, "bits": 5})
     assert {problem.where for problem in caught.value.problems} == {"--group-size 48", "--bits 5"}
+
+
+def test_lists_are_gone_on_with() -> None:
+    recipe = parse_recipe({"modules_to_not_convert": ["lm_head"]})
+    longer = extended(
+        recipe,
+        {
+            "overrides": [{"match": "down_proj$", "bits": 8, "group_size": "channel"}],
+            "modules_to_not_convert": ["q_proj"],
+        },
+    )
+    assert longer.modules_to_not_convert == ("lm_head", "q_proj")
+    assert longer.overrides == (Override(match="down_proj$", bits=8, group_size="channel"),)
+    assert extended(recipe, {"overrides": [], "modules_to_not_convert": []}) == recipe
+
+
+def test_bad_items_are_named_by_their_options() -> None:
+    with pytest.raises(UserError) as caught:
+        extended(
+            Recipe(),
+            {
+                "overrides": [{"match": "a", "bits": 5}, {"match": "b", "group_size": 48}],
+                "modules_to_not_convert": ["("],
+            },
+        )
+    places = {problem.where for problem in caught.value.problems}
+    assert places == {"--override a", "--override b", "--keep ("}
