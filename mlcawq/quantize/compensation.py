@@ -36,7 +36,7 @@ def round_compensated(
     if recipe.act_order:
         order = moment.diagonal().argsort(descending=True, stable=True)
     group = order // grid.group_size
-    factor = inverse_factor(moment[order][:, order], recipe.damping)
+    factor = inverse_factor(moment, recipe.damping, order)
     rest = weight[order]
     codes = torch.empty(K, N, dtype=torch.uint8, device=weight.device)
     for start in range(0, K, recipe.block_size):
@@ -70,22 +70,30 @@ def aimed_at_original(
     return weight + recipe.towards_original * (factor.T @ (factor @ missing))
 
 
-def inverse_factor(moment: torch.Tensor, damping: float) -> torch.Tensor:
+def inverse_factor(
+    moment: torch.Tensor, damping: float, order: torch.Tensor | None = None
+) -> torch.Tensor:
     """The upper triangular R with R^T R = (moment + d I)^-1, float32 [K, K].
 
     d is `damping` times the mean of the diagonal, more where rounding has left the sum of fewer
     tokens than channels without a factorization. Channels that are always zero stay by themselves.
+    order: int64 [K], of the channels; their own when None.
     """
-    moment = moment.clone()
-    diagonal = moment.diagonal()
+    # Of the matrix read backwards, L L^T is R^-1 R^-T read backwards: no inverse is needed.
+    if order is None:
+        backwards = moment.flip(0, 1)
+    else:
+        reverse = order.flip(0)
+        backwards = moment[reverse.unsqueeze(1), reverse]
+    diagonal = backwards.diagonal()
     mean = float(diagonal.mean()) or 1.0
     diagonal[diagonal == 0] = mean
     while True:
         diagonal += damping * mean
-        # Of the matrix read backwards, L L^T is R^-1 R^-T read backwards: no inverse is needed.
-        lower, failed = torch.linalg.cholesky_ex(moment.flip(0, 1))
+        lower, failed = torch.linalg.cholesky_ex(backwards)
         if not failed:
             break
         damping *= 2
+    del backwards, diagonal  # each of these matrices can be gigabytes
     identity = torch.eye(len(lower), device=lower.device)
     return torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
