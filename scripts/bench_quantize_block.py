@@ -1,12 +1,13 @@
-"""How long one decoder block takes to quantize, ours against AutoAWQ's, in one run.
+"""How long one decoder block takes to quantize, ours beside AutoAWQ and llm-compressor, in one run.
 
-    scripts/peers/setup_autoawq.sh                     # once: AutoAWQ in an environment of its own
+    scripts/peers/setup_autoawq.sh; scripts/peers/setup_llmcompressor.sh      # once each
     python scripts/bench_quantize_block.py [--blocks 4] [--repeats 3]
 
 The blocks have a 1B llama's shape and random weights; 8 x 256 random tokens calibrate. Ours is the
 whole road of `mlcawq quantize` (reading, search, packing, journal) over --blocks blocks, with the
-memory after each; AutoAWQ's is its quantize() on the first --autoawq-blocks of them, packing shown
-apart. Each runs in a process of its own, one after the other, with --threads threads.
+memory after each; AutoAWQ's is its quantize(), packing shown apart; llm-compressor's is loading,
+oneshot() and rounding. Peers quantize --peer-blocks of the blocks. Each runs in a process of its
+own, one after the other, with --threads threads.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-from peers.runners import AutoAwq, Ours
+from peers.runners import AutoAwq, LlmCompressor, Ours, Runner
 
 from mlcawq.checkpoint.writing import ShardWriter, write_json
 from mlcawq.errors import UserError
@@ -96,6 +99,114 @@ def word_tokenizer(size: int) -> str:
     return Tokenizer(models.WordLevel(vocabulary, unk_token="w0")).to_str()
 
 
+# Ours and theirs that do the same kind of thing.
+SAME = (
+    ("awq", "AutoAWQ"),
+    ("awq", "llm-compressor AWQ"),
+    ("awq+gptq", "llm-compressor GPTQ"),
+    ("gptq", "llm-compressor GPTQ"),
+)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one method of one quantizer took: seconds a block, and MiB.
+
+    packing_seconds: of `seconds`, where it is known. block_rss_mib: resident after each block.
+    """
+
+    label: str
+    ours: bool
+    seconds: float
+    cpu_seconds: float
+    peak_rss_mib: float
+    packing_seconds: float | None = None
+    block_rss_mib: tuple[float, ...] = ()
+
+
+def measure(
+    arguments: argparse.Namespace, contenders: Sequence[tuple[Runner, str]]
+) -> tuple[list[Measured], float]:
+    """Contenders by runner and method's label, one after the other, and how many cores other work
+    kept busy before."""
+    tokens = np.random.default_rng(1).integers(
+        0, arguments.vocab, (arguments.samples, arguments.seq_len)
+    )
+    tokenizer = word_tokenizer(arguments.vocab)
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        ours = write_model(scratch / "ours", arguments, arguments.blocks, tokenizer)
+        theirs = write_model(scratch / "theirs", arguments, arguments.peer_blocks, tokenizer)
+        busy = psutil.cpu_percent(interval=2) * psutil.cpu_count() / 100
+        for number, (runner, label) in enumerate(contenders):
+            print(f"{runner.name}: {label}", file=sys.stderr, flush=True)
+            mine = isinstance(runner, Ours)
+            job = {
+                "task": "quantize",
+                "method": runner.methods[label],
+                "model": str(ours if mine else runner.readable(theirs, scratch / f"{number}")),
+                "tokens": tokens.tolist(),
+                "bits": arguments.bits,
+                "group_size": arguments.group_size,
+            }
+            if isinstance(runner, LlmCompressor):
+                job["out"] = str(scratch / "quantized")  # jobs.py writes it after measuring
+            repeats = arguments.repeats if mine else 1
+            answers = [runner.run(job) for _ in range(repeats)]
+            blocks = arguments.blocks if mine else arguments.peer_blocks
+            found.append(_summary(label, answers, blocks, mine))
+    return found, busy
+
+
+def _summary(label: str, answers: Sequence[dict[str, Any]], blocks: int, ours: bool) -> Measured:
+    """answers: of the runner, one a repeat, for as many blocks each."""
+    seconds = [
+        second
+        for answer in answers
+        for second in (answer["block_seconds"] if ours else [answer["seconds"] / blocks])
+    ]
+    packing = answers[0].get("packing_seconds")
+    return Measured(
+        label,
+        ours,
+        statistics.median(seconds),
+        statistics.median(answer["cpu_seconds"] for answer in answers) / blocks,
+        max(answer["peak_rss_mib"] for answer in answers),
+        None if packing is None else packing / blocks,
+        tuple(answers[-1].get("block_rss_mib", ())) if ours else (),
+    )
+
+
+def lines(found: Sequence[Measured]) -> list[str]:
+    """A table; how many times as long each peer takes as our method of the same kind."""
+    table = [f"{'':<22}{'s/block':>10}{'CPU s/block':>14}{'peak MiB':>10}"]
+    for one in found:
+        table.append(
+            f"{one.label:<22}{one.seconds:>10.1f}{one.cpu_seconds:>14.1f}{one.peak_rss_mib:>10.0f}"
+        )
+    by_label = {one.label: one for one in found}
+    said = []
+    for ours, peer in SAME:
+        if ours in by_label and peer in by_label:
+            mine, theirs = by_label[ours], by_label[peer]
+            ratio, cpu = theirs.seconds / mine.seconds, theirs.cpu_seconds / mine.cpu_seconds
+            packing = ""
+            if theirs.packing_seconds is not None:
+                search = (theirs.seconds - theirs.packing_seconds) / mine.seconds
+                packing = f"{search:.1f} without its packing, "
+            memory = theirs.peak_rss_mib / mine.peak_rss_mib
+            said.append(
+                f"{peer} takes {ratio:.1f} times as long as {ours} ({packing}{cpu:.1f} in CPU "
+                f"time) and {memory:.1f} times the memory"
+            )
+    for one in found:
+        if one.block_rss_mib:
+            memory_after = ", ".join(f"{mib:.0f}" for mib in one.block_rss_mib)
+            said.append(f"{one.label}, MiB resident after each block: {memory_after}")
+    return [*table, "", *said]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--hidden", type=int, default=2048)
@@ -108,85 +219,38 @@ def main() -> None:
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group-size", type=int, default=128)
     parser.add_argument("--blocks", type=int, default=4, help="blocks that ours quantizes")
-    parser.add_argument("--repeats", type=int, default=3, help="times that ours does it")
-    parser.add_argument("--autoawq-blocks", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=2, help="times that ours does it")
+    parser.add_argument("--peer-blocks", type=int, default=1, help="blocks that a peer quantizes")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--recipes", nargs="+", default=["awq", "awq+gptq"], metavar="RECIPE", help="of ours"
+    )
     parser.add_argument("--autoawq", type=Path, help="the Python of AutoAWQ's environment")
+    parser.add_argument(
+        "--llmcompressor", type=Path, help="the Python of llm-compressor's environment"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON document on stdout")
     arguments = parser.parse_args()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):  # the runners inherit these
         os.environ[name] = str(arguments.threads)
     try:
-        result = measure(arguments, AutoAwq(arguments.autoawq))
+        peers = [LlmCompressor(arguments.llmcompressor), AutoAwq(arguments.autoawq)]
+        contenders = [(Ours(), recipe) for recipe in arguments.recipes]
+        contenders += [(peer, label) for peer in peers for label in peer.methods]
+        found, busy = measure(arguments, contenders)
     except UserError as error:
         sys.exit(f"error: {error}")
-    print(json.dumps(result, indent=2) if arguments.json else "\n".join(lines(arguments, result)))
-
-
-def measure(arguments: argparse.Namespace, autoawq: AutoAwq) -> dict[str, Any]:
-    """Both, one after the other; seconds, MiB, and how busy the machine was with other work."""
-    tokens = np.random.default_rng(1).integers(
-        0, arguments.vocab, (arguments.samples, arguments.seq_len)
-    )
-    job = {
-        "task": "quantize",
-        "method": "awq",
-        "tokens": tokens.tolist(),
-        "bits": arguments.bits,
-        "group_size": arguments.group_size,
-    }
-    tokenizer = word_tokenizer(arguments.vocab)
-    with tempfile.TemporaryDirectory() as scratch:
-        ours_model = write_model(Path(scratch) / "ours", arguments, arguments.blocks, tokenizer)
-        theirs_model = write_model(
-            Path(scratch) / "theirs", arguments, arguments.autoawq_blocks, tokenizer
-        )
-        others = psutil.cpu_percent(interval=2) * psutil.cpu_count() / 100
-        ours = []
-        for number in range(arguments.repeats):
-            ours.append(Ours().run({**job, "model": str(ours_model)}))
-            print(f"ours, run {number + 1}: {ours[-1]['block_seconds']}", file=sys.stderr)
-        print("AutoAWQ: takes minutes", file=sys.stderr)
-        theirs = autoawq.run({**job, "model": str(theirs_model)})
-    seconds = [second for run in ours for second in run["block_seconds"]]
-    blocks = arguments.autoawq_blocks
-    search = (theirs["seconds"] - theirs["packing_seconds"]) / blocks
-    return {
-        "ours": ours,
-        "autoawq": theirs,
-        "ours_seconds": statistics.median(seconds),
-        "ours_cpu_seconds": statistics.median(r["cpu_seconds"] for r in ours) / arguments.blocks,
-        "autoawq_seconds": theirs["seconds"] / blocks,
-        "autoawq_cpu_seconds": theirs["cpu_seconds"] / blocks,
-        "autoawq_search_seconds": search,
-        "ratio": theirs["seconds"] / blocks / statistics.median(seconds),
-        "ratio_search": search / statistics.median(seconds),
-        "busy_cores_before": others,
-    }
-
-
-def lines(arguments: argparse.Namespace, result: dict[str, Any]) -> list[str]:
-    """The result as a table."""
-    ours, theirs = result["ours"], result["autoawq"]
-    memory = ", ".join(f"{mib:.0f}" for mib in ours[-1]["block_rss_mib"])
-    peak = max(run["peak_rss_mib"] for run in ours)
-    cpu_ratio = result["autoawq_cpu_seconds"] / result["ours_cpu_seconds"]
-    return [
+    if arguments.json:
+        document = {"busy_cores_before": busy, "measured": [asdict(one) for one in found]}
+        print(json.dumps(document, indent=2))
+        return
+    print(
         f"one block of {arguments.hidden} x {arguments.intermediate}, {arguments.heads} heads "
         f"({arguments.kv_heads} for keys and values), {arguments.samples} x {arguments.seq_len} "
-        f"tokens, w{arguments.bits} g{arguments.group_size}, {arguments.threads} threads",
-        f"cores busy with other work before: {result['busy_cores_before']:.1f}",
-        "",
-        f"{'':<12}{'s/block':>10}{'CPU s/block':>14}{'peak MiB':>10}",
-        f"{'ours':<12}{result['ours_seconds']:>10.1f}{result['ours_cpu_seconds']:>14.1f}"
-        f"{peak:>10.0f}",
-        f"{'AutoAWQ':<12}{result['autoawq_seconds']:>10.1f}{result['autoawq_cpu_seconds']:>14.1f}"
-        f"{theirs['peak_rss_mib']:>10.0f}",
-        "",
-        f"AutoAWQ takes {result['ratio']:.1f} times as long ({result['ratio_search']:.1f} times "
-        f"without its packing; {cpu_ratio:.1f} times the CPU time)",
-        f"ours, MiB resident after each block: {memory}",
-    ]
+        f"tokens, w{arguments.bits} g{arguments.group_size}, {arguments.threads} threads\n"
+        f"cores busy with other work before: {busy:.1f}\n"
+    )
+    print("\n".join(lines(found)))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Large models have a few channels whose activations are many times larger than the rest; small
 ones hardly do. Here some are made: a channel of a norm or linear is multiplied by a power of two
 and the columns of the linears that read it are divided by it, which leaves every function as it
-was and is exact in floating point.
+was and is exact in floating point (in norms that add one to their weight, up to its rounding).
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from mlcawq.checkpoint.config import read_config
 from mlcawq.checkpoint.source import copy_side_files
-from mlcawq.checkpoint.tensors import TensorReader
+from mlcawq.checkpoint.streaming import StreamedModel
 from mlcawq.checkpoint.writing import ShardWriter, staged_folder
-from mlcawq.families import find_family
+from mlcawq.quantize.folding import channel_rows, fold_scale, value_head_dim
 
 
 def add_outliers(
@@ -31,51 +31,47 @@ def add_outliers(
 ) -> Path:
     """Write the checkpoint `folder` to `out` with `fraction` of each group's channels grown.
 
-    The groups are the family's scaling groups: norm -> q, k, v; v -> o; norm -> gate, up;
+    The groups are the architecture's scaling groups: norm -> q, k, v; v -> o; norm -> gate, up;
     up -> down. factor: a power of two. shared_heads: v -> o too where query heads share a
     key-value head; AutoAWQ does not scale that group, so growing it is no fair comparison.
     """
     if factor & (factor - 1):
         raise ValueError(f"{factor} is not a power of two")
-    config = read_config(folder)
-    family, reader = find_family(config), TensorReader(folder)
+    model = StreamedModel(folder)
+    head_dim = value_head_dim(model.config.hf)
     generator = np.random.default_rng(seed)
-    multiply: dict[str, np.ndarray] = {}  # per output channel of a norm, linear or bias
-    divide: dict[str, np.ndarray] = {}  # per input channel of a linear
-    for i in range(config.num_hidden_layers):
-        block = family.block.format(i)
-        for group in family.groups:
-            previous = f"{block}.{group.previous}"
-            channels = reader.info(f"{previous}.weight").shape[0]
-            inputs = reader.info(f"{block}.{group.linears[0]}.weight").shape[1]
-            if channels != inputs and not shared_heads:
+    changed: dict[str, torch.Tensor] = {}
+    for i in range(model.num_blocks):
+        block = model.block(i)
+        for group in model.architecture.groups_of(block):
+            if group.previous is None:
                 continue
-            grown = np.ones(channels, np.float32)
-            chosen = generator.choice(channels, max(1, round(fraction * channels)), replace=False)
+            rows = channel_rows(block, group, head_dim)
+            readers = [block.get_submodule(name) for name in (*group.linears, *group.also)]
+            width = readers[0].weight.shape[1]
+            # Of a channel each, or of several where heads share their values.
+            source = torch.arange(width) if rows is None else rows.unique(return_inverse=True)[1]
+            count = int(source.max()) + 1
+            if count != width and not shared_heads:
+                continue
+            chosen = generator.choice(count, max(1, round(fraction * count)), replace=False)
+            grown = torch.ones(count)
             grown[chosen] = factor
-            multiply[f"{previous}.weight"] = multiply[f"{previous}.bias"] = grown
-            for linear in group.linears:
-                name = f"{block}.{linear}.weight"
-                divide[name] = _to_inputs(grown, inputs, config.head_dim)
+            fold_scale(
+                block.get_submodule(group.previous),
+                readers,
+                1 / grown[source],
+                rows,
+                where=group.previous,
+            )
+        for name, tensor in block.state_dict().items():
+            changed[model.checkpoint_name(i, name)] = tensor
     with staged_folder(out) as stage:
         shutil.copyfile(folder / "config.json", stage / "config.json")
         copy_side_files(folder, stage)
         writer = ShardWriter(stage)
-        for name in reader.names:
-            stored = reader.numpy(name)
-            tensor = stored.astype(np.float32)
-            if name in divide:
-                tensor /= divide[name]
-            if name in multiply:
-                tensor *= multiply[name].reshape(-1, *[1] * (tensor.ndim - 1))
-            writer.add(name, tensor.astype(stored.dtype))
+        for name in model.reader.names:
+            stored = model.reader.torch(name)
+            writer.add(name, changed.get(name, stored).to(stored.dtype))
         writer.close()
     return out
-
-
-def _to_inputs(grown: np.ndarray, inputs: int, head_dim: int) -> np.ndarray:
-    """Factors of v's channels as o sees them: a key-value head serves several query heads."""
-    if len(grown) == inputs:
-        return grown
-    heads = grown.reshape(-1, head_dim)
-    return heads.repeat(inputs // len(grown), axis=0).reshape(-1)
