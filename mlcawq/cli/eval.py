@@ -1,4 +1,4 @@
-"""`mlcawq eval`: perplexity, divergence from another model, exact answers."""
+"""`mlcawq eval`: perplexity, divergence from another model, exact answers, tasks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mlcawq.evaluate.metrics import Estimate
     from mlcawq.evaluate.questions import Answered
     from mlcawq.evaluate.run import Report
+    from mlcawq.evaluate.tasks import TaskScore
 
 _WRONG_SHOWN = 10
 
@@ -42,6 +43,26 @@ def eval_(
             help='.jsonl of {"question", "answer"}: how many are answered exactly, greedily.',
         ),
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks",
+            help="Tasks of lm-evaluation-harness, between commas (hellaswag,arc_easy), if it is "
+            "installed.",
+        ),
+    ] = None,
+    task_folder: Annotated[
+        Path | None,
+        typer.Option("--task-folder", help="Folder of further tasks' YAML files."),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="Use only so many documents of each task."),
+    ] = None,
+    num_fewshot: Annotated[
+        int | None,
+        typer.Option("--num-fewshot", min=0, help="Examples before each.  [default: the task's]"),
+    ] = None,
     device: Annotated[
         str,
         typer.Option("--device", help="Where a built FOLDER runs: auto, cpu, cuda, vulkan:1, …"),
@@ -70,12 +91,18 @@ def eval_(
 
     --text gives the perplexity, over windows that do not overlap. With --against, also the mean
     Kullback-Leibler divergence D(reference || model), in thousandths of a nat per token, and how
-    often both find the same token likeliest. --questions counts exact answers.
+    often both find the same token likeliest. --questions counts exact answers, --tasks gives what
+    lm-evaluation-harness measures.
+
+    --text wikitext2 is the protocol of the GPTQ and AWQ papers: the test split joined by empty
+    lines, in windows of 2048 tokens, with the special tokens that the tokenizer itself adds.
     """
-    if text is None and questions is None:
-        raise typer.BadParameter("give --text FILE, --questions FILE, or both")
+    names = () if tasks is None else tuple(dict.fromkeys(tasks.replace(",", " ").split()))
+    if text is None and questions is None and not names:
+        raise typer.BadParameter("give --text FILE, --questions FILE, --tasks NAMES, or several")
 
     from mlcawq.evaluate.run import Request, evaluate
+    from mlcawq.evaluate.tasks import TaskRequest
 
     request = Request(
         model=folder,
@@ -83,6 +110,7 @@ def eval_(
         device=device,
         text=text,
         questions=questions,
+        tasks=TaskRequest(names, task_folder, limit, num_fewshot) if names else None,
         window=window,
         max_tokens=max_tokens,
         max_new_tokens=max_new_tokens,
@@ -165,7 +193,28 @@ def _lines(report: Report) -> list[str]:
             )
         if len(wrong) > _WRONG_SHOWN:
             lines.append(f"  and {len(wrong) - _WRONG_SHOWN} more (all of them with --json)")
+    if report.tasks:
+        lines += ["", *_task_lines(report)]
     return lines
+
+
+def _task_lines(report: Report) -> list[str]:
+    """A line a metric; the reference's number behind."""
+    theirs = {(score.task, score.metric): score for score in report.reference_tasks}
+    rows = []
+    for score in report.tasks:
+        cells = [f"{score.task} {score.metric}", _score(score)]
+        reference = theirs.get((score.task, score.metric))
+        if reference is not None:
+            cells.append(f"(reference {_score(reference)})")
+        rows.append(cells)
+    width = max(24, *(len(row[0]) for row in rows))
+    return [f"{name.ljust(width)}  {'  '.join(cells)}" for name, *cells in rows]
+
+
+def _score(score: TaskScore) -> str:
+    text = f"{score.value:.4f}"
+    return text if score.standard_error is None else f"{text} ± {score.standard_error:.4f}"
 
 
 def _plus_minus(estimate: Estimate, factor: float, digits: int) -> str:

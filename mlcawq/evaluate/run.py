@@ -15,6 +15,7 @@ from mlcawq.evaluate.compare import Comparison, TextScore, score_windows
 from mlcawq.evaluate.folders import Kind, folder_kind, folder_label
 from mlcawq.evaluate.questions import Answered, ask, open_answerer, read_questions
 from mlcawq.evaluate.scorers import Scorer, open_scorer
+from mlcawq.evaluate.tasks import TaskRequest, Tasks, TaskScore
 from mlcawq.evaluate.text import cut_windows, open_tokenizer, read_text, vocabulary_problems
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ class Request:
     device: str = "auto"
     text: str | Path | None = None
     questions: Path | None = None
+    tasks: TaskRequest | None = None
     window: int | None = None
     max_tokens: int | None = None
     max_new_tokens: int = 64
@@ -38,7 +40,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Report:
-    """What came out. `reference_answers` is empty without a model to compare against."""
+    """What came out. What is the reference's is empty without a model to compare against."""
 
     model: str
     against: str | None
@@ -46,6 +48,8 @@ class Report:
     comparison: Comparison | None
     answers: list[Answered] = field(default_factory=list)
     reference_answers: list[Answered] = field(default_factory=list)
+    tasks: list[TaskScore] = field(default_factory=list)
+    reference_tasks: list[TaskScore] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """One JSON document. Losses and divergences are in nats per token."""
@@ -58,6 +62,10 @@ class Report:
             document["questions"] = _questions_json(self.answers)
         if self.reference_answers:
             document["against_questions"] = _questions_json(self.reference_answers)
+        if self.tasks:
+            document["tasks"] = [asdict(score) for score in self.tasks]
+        if self.reference_tasks:
+            document["against_tasks"] = [asdict(score) for score in self.reference_tasks]
         return document
 
 
@@ -123,7 +131,7 @@ def _locate(model: str) -> tuple[Path, Kind]:
 
 
 def evaluate(request: Request, progress: Progress | None = None) -> Report:
-    """Check everything, then score the text and ask the questions that the request names.
+    """Check everything, then score the text, ask the questions and run the tasks.
 
     progress is called with (what is being done, done so far, in all).
     Raises UserError with all problems that can be found before the first weight is read.
@@ -132,6 +140,7 @@ def evaluate(request: Request, progress: Progress | None = None) -> Report:
     names = [request.model] + ([request.against] if request.against is not None else [])
     text = checks(read_text, request.text) if request.text else None
     questions = checks(read_questions, request.questions) if request.questions else None
+    tasks = checks(Tasks, request.tasks) if request.tasks else None
     located = [checks(_locate, name) for name in names]
     checks.done()
     subjects: list[_Subject] = [
@@ -159,6 +168,10 @@ def evaluate(request: Request, progress: Progress | None = None) -> Report:
         if answerer is not None and questions is not None:
             said = _named(progress, f"asking {name}")
             answered.append(ask(answerer, questions, request.max_new_tokens, said))
+    scores: list[list[TaskScore]] = []
+    if tasks is not None:
+        for name, subject in zip(names, subjects, strict=True):
+            scores.append(tasks.run(*subject, _named(progress, f"tasks of {name}")))
     return Report(
         model=request.model,
         against=request.against,
@@ -166,6 +179,8 @@ def evaluate(request: Request, progress: Progress | None = None) -> Report:
         comparison=comparison,
         answers=answered[0] if answered else [],
         reference_answers=answered[1] if len(answered) > 1 else [],
+        tasks=scores[0] if scores else [],
+        reference_tasks=scores[1] if len(scores) > 1 else [],
     )
 
 

@@ -27,7 +27,11 @@ HUB_TEXTS = {"wikitext2": HubData("Salesforce/wikitext", "wikitext-2-raw-v1", "t
 class TextTokenizer(Protocol):
     """What is needed of a tokenizer here, whichever library it comes from."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """special: with the tokens that the tokenizer adds to every text."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some tokens, special ones left out."""
 
     def vocabulary(self) -> dict[str, int]: ...
 
@@ -45,8 +49,11 @@ class _FastTokenizer:
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
-    def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text).ids)
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def vocabulary(self) -> dict[str, int]:
         return dict(self._tokenizer.get_vocab(with_added_tokens=True))
@@ -58,8 +65,12 @@ class _SlowTokenizer:
     def __init__(self, folder: Path) -> None:
         self._tokenizer = load_tokenizer(folder)
 
-    def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer(text, verbose=False)["input_ids"])
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        found = self._tokenizer(text, verbose=False, add_special_tokens=special)
+        return list(found["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def vocabulary(self) -> dict[str, int]:
         return dict(self._tokenizer.get_vocab())
