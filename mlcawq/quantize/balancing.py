@@ -6,9 +6,10 @@ import torch
 from torch import nn
 
 from mlcawq.families import ScalingGroup
+from mlcawq.quantize.calls import InnerCall, takes_one_tensor
 from mlcawq.quantize.distributed import before, largest, total
 from mlcawq.quantize.folding import by_row, channel_rows, fold_scale
-from mlcawq.quantize.probes import ModuleProbe, Sample, SumProbe, mixes_tokens
+from mlcawq.quantize.probes import ModuleProbe, Sample, SumProbe
 from mlcawq.quantize.recipe import ScaleRecipe
 from mlcawq.quantize.scaling import Probe, search_scale
 from mlcawq.quantize.states import shapes_of
@@ -21,8 +22,7 @@ _PROBE_LENGTH = 256  # tokens of each sequence that judges an attention
 def balance(work: Workspace, recipe: ScaleRecipe, head_dim: int) -> None:
     """Scale every group's channels where that lowers the error, and note it in the workspace."""
     for group in work.groups:
-        rounded = any(linear in work.grids for linear in group.linears)
-        if rounded and group.previous is not None:
+        if work.quantizes(group) and group.previous is not None:
             _balance_group(work, group, group.previous, recipe, head_dim)
 
 
@@ -30,6 +30,7 @@ def _balance_group(
     work: Workspace, group: ScalingGroup, before: str, recipe: ScaleRecipe, head_dim: int
 ) -> None:
     linears = [work.linears[linear] for linear in group.linears]
+    also = [work.block.get_submodule(name) for name in group.also]
     previous = work.block.get_submodule(before)
     rows = channel_rows(work.block, group, head_dim)
     with work.exact():
@@ -37,41 +38,52 @@ def _balance_group(
     found = search_scale(
         linears,
         [work.grids.get(linear) for linear in group.linears],
-        work.seen_by(_reader(work, group)).mean_abs,
+        work.seen_together(group).mean_abs,
         probe,
         recipe,
         rows=rows,
+        also=also,
     )
     if found.error >= found.unscaled:
         return
     where = f"{work.name}.{before}"
-    scale = fold_scale(previous, linears, found.scale, rows, where=where)
+    scale = fold_scale(previous, [*linears, *also], found.scale, rows, where=where)
     work.input_scale.update(dict.fromkeys(group.linears, scale))
     if isinstance(previous, nn.Linear):
         work.output_scale[before] = by_row(scale, rows, previous.out_features)
 
 
-def _reader(work: Workspace, group: ScalingGroup) -> str:
-    return next(linear for linear in group.linears if linear in work.grids)
-
-
 def _probe(work: Workspace, group: ScalingGroup, recipe: ScaleRecipe) -> Probe:
-    seen = work.seen_by(_reader(work, group))
-    sample = seen.sample.every(max(1, seen.sample.count // recipe.tokens))
-    if recipe.objective == "linear":
-        return SumProbe(
-            [
-                ModuleProbe(work.linears[linear], sample)
-                for linear in group.linears
-                if linear in work.grids
+    if recipe.objective == "block":
+        try:
+            probes = [
+                _module_probe(work, group, module, recipe.tokens)
+                for module in (group.inspect, *group.beside)
             ]
-        )
-    module = work.block.get_submodule(group.inspect)
-    if not mixes_tokens(module):
-        return ModuleProbe(module, sample)
-    return ModuleProbe(
-        module, _sequences(work, _reader(work, group), recipe.tokens), work.arguments
+        except ValueError:  # the module's call cannot be made again with other inputs
+            pass
+        else:
+            return probes[0] if len(probes) == 1 else SumProbe(probes, absolute=True)
+    return SumProbe(
+        [
+            ModuleProbe(work.linears[linear], _some(work.seen_by(linear).sample, recipe.tokens))
+            for linear in group.linears
+            if linear in work.grids
+        ]
     )
+
+
+def _module_probe(work: Workspace, group: ScalingGroup, name: str, count: int) -> ModuleProbe:
+    module = work.block.get_submodule(name)
+    if takes_one_tensor(module):
+        return ModuleProbe(module, _some(work.seen_together(group).sample, count))
+    reader = next(linear for linear in group.linears if linear.startswith(f"{name}."))
+    call = InnerCall(work.block, name, reader, work.arguments)
+    return ModuleProbe(module, _sequences(work, reader, count), call)
+
+
+def _some(sample: Sample, count: int) -> Sample:
+    return sample.every(max(1, sample.count // count))
 
 
 def _sequences(work: Workspace, linear: str, count: int) -> Sample:
@@ -89,7 +101,7 @@ def _sequences(work: Workspace, linear: str, count: int) -> Sample:
     chosen = places[-first % step :: step]
     gather = BlockStatistics(
         {linear: work.linears[linear]},
-        {linear: ()},
+        {},
         total=length * len(chosen),
         sample=length * sequences,
         weighted=work.weighted,

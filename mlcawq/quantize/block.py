@@ -80,7 +80,14 @@ def quantize_block(
     changed = {
         key: value for key, value in work.other_tensors() if not torch.equal(value, before[key])
     }
-    return BlockResult(weights, changed, outputs, linears, error)
+    return BlockResult(weights, changed, outputs, linears, error, _warnings(work))
+
+
+def _warnings(work: Workspace) -> tuple[str, ...]:
+    return tuple(
+        f"{expert}: saw {seen} calibration tokens; searched on tokens of the other experts too"
+        for expert, seen in work.neglected.items()
+    )
 
 
 class _Unquantized:

@@ -40,8 +40,8 @@ class Sample:
 class ModuleProbe:
     """The relative squared error of one module's output.
 
-    module: called with inputs like the sample's; `arguments` gives the keyword arguments for a
-        batch.
+    module: computes each token from that token alone, unless `call` makes of inputs like the
+        sample's what it gives.
 
     The reference is the module's output at construction.
     """
@@ -50,9 +50,9 @@ class ModuleProbe:
         self,
         module: nn.Module,
         sample: Sample,
-        arguments: Callable[[int, int], dict[str, Any]] | None = None,
+        call: Callable[[torch.Tensor], Any] | None = None,
     ) -> None:
-        self._module, self._arguments = module, arguments
+        self._module, self._call = module, call
         self._all = self._judged(sample)
         step = min(_QUICK, sample.count)
         self._few = self._judged(sample.every(step)) if step > 1 else self._all
@@ -60,6 +60,13 @@ class ModuleProbe:
         # the error itself.
         _, reference, weights = self._all
         self._norm = self._weighted(reference, weights) or 1.0
+
+    @property
+    def size(self) -> float:
+        """The weighted square of the module's output, a token."""
+        inputs, _, _ = self._all
+        tokens = total(inputs.numel() // inputs.shape[-1])
+        return self._norm / max(tokens, 1)
 
     def _judged(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return sample.inputs, self._run(sample.inputs), sample.weights.unsqueeze(-1)
@@ -72,11 +79,14 @@ class ModuleProbe:
     def _run(self, inputs: torch.Tensor) -> torch.Tensor:
         if not len(inputs):  # another rank has them
             return inputs.clone()
-        if self._arguments is None:
-            output = self._module(inputs)
-        else:
-            output = self._module(inputs, **self._arguments(*inputs.shape[:2]))
-        return output[0] if isinstance(output, tuple) else output
+        if self._call is not None:
+            output = self._call(inputs)
+        elif isinstance(self._module, nn.Linear):
+            return self._module(inputs)
+        else:  # mixtures of experts want to be given sequences
+            output = self._module(inputs.unsqueeze(0))
+        output = output[0] if isinstance(output, tuple) else output
+        return output.view(*inputs.shape[:-1], -1)
 
     @staticmethod
     def _weighted(values: torch.Tensor, weights: torch.Tensor) -> float:
@@ -84,13 +94,19 @@ class ModuleProbe:
 
 
 class SumProbe:
-    """The sum of several probes' errors: linears judged one by one."""
+    """The sum of several probes' errors.
 
-    def __init__(self, probes: Sequence[ModuleProbe]) -> None:
-        self._probes = probes
+    absolute: modules whose outputs are added, each error as large as it is beside all outputs;
+        otherwise linears judged one by one.
+    """
+
+    def __init__(self, probes: Sequence[ModuleProbe], *, absolute: bool = False) -> None:
+        sizes = [probe.size if absolute else 1.0 for probe in probes]
+        shares = [size / sum(sizes) if absolute else 1.0 for size in sizes]
+        self._probes = list(zip(probes, shares, strict=True))
 
     def error(self, scale: torch.Tensor, *, quick: bool) -> float:
-        return sum(probe.error(scale, quick=quick) for probe in self._probes)
+        return sum(share * probe.error(scale, quick=quick) for probe, share in self._probes)
 
 
 def mixes_tokens(module: nn.Module) -> bool:

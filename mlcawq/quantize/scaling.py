@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -46,6 +46,7 @@ def search_scale(
     recipe: ScaleRecipe,
     *,
     rows: torch.Tensor | None = None,
+    also: Sequence[nn.Module] = (),
 ) -> Scaling:
     """The scale of least error for linears that read the same K channels.
 
@@ -54,18 +55,23 @@ def search_scale(
     grids: of each linear, None where it will not be quantized.
     mean_abs: [K], mean magnitude of the inputs.
     rows: int64 [K]; channels of one row must have one scale (folding.channel_rows).
+    also: other readers of the channels, with a weight [N, K], which are scaled and not judged.
 
     Every second exponent is judged on a few tokens first; the best and their neighbours then on
     all. Not scaling at all is always among the candidates.
     """
-    originals = [linear.weight.detach().T for linear in linears]
+    candidates = _Candidates(
+        [linear.weight.detach().T for linear in linears], grids, mean_abs, recipe, rows
+    )
+    readers: list[Any] = [*linears, *also]
+    grids = [*grids, *(None for _ in also)]
+    originals = [reader.weight.detach().T for reader in readers]
     scratch = [torch.empty_like(weight) for weight in originals]
-    candidates = _Candidates(originals, grids, mean_abs, recipe, rows)
 
     def measure(scale: torch.Tensor, quick: bool) -> float:
-        for linear, weight, buffer, grid in zip(linears, originals, scratch, grids, strict=True):
+        for reader, weight, buffer, grid in zip(readers, originals, scratch, grids, strict=True):
             scaled_rounded_(weight, scale, grid, buffer)
-            linear.weight = nn.Parameter(buffer.T, requires_grad=False)
+            reader.weight = nn.Parameter(buffer.T, requires_grad=False)
         return probe.error(scale, quick=quick)
 
     try:
@@ -80,8 +86,8 @@ def search_scale(
             if found < error:
                 error, chosen = found, scale
     finally:
-        for linear, weight in zip(linears, originals, strict=True):
-            linear.weight = nn.Parameter(weight.T, requires_grad=False)
+        for reader, weight in zip(readers, originals, strict=True):
+            reader.weight = nn.Parameter(weight.T, requires_grad=False)
     return Scaling(chosen, error, unscaled)
 
 

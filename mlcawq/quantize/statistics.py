@@ -9,13 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import nn
 
 from mlcawq.errors import UserError
 from mlcawq.quantize import distributed
+from mlcawq.quantize.experts import routed
 from mlcawq.quantize.probes import Sample
+
+# An expert sees some of the tokens: it keeps those of a sample so many times as large.
+_LARGER = 4
 
 
 @dataclass
@@ -56,8 +62,9 @@ def token_weights(output: torch.Tensor, weighted: bool) -> torch.Tensor:
 class BlockStatistics:
     """Gathers InputStatistics of several linears of a block while it runs.
 
-    readers: name -> linear whose input is watched.
-    group_sizes: name -> every G of its Gram matrices.
+    readers: name -> linear, or router, whose input is watched.
+    group_sizes: name -> every G of its Gram matrices; those that are not named have none.
+    experts: name -> the routed expert that the reader is in, which sees its own tokens only.
     where: name of the block, for messages.
     total: tokens that this rank will see. sample: how many to keep of those of all ranks, spread
         evenly over all of them.
@@ -68,9 +75,10 @@ class BlockStatistics:
 
     def __init__(
         self,
-        readers: Mapping[str, nn.Linear],
+        readers: Mapping[str, nn.Module],
         group_sizes: Mapping[str, Collection[int]],
         *,
+        experts: Mapping[str, nn.Module] = MappingProxyType({}),
         total: int,
         sample: int,
         weighted: bool,
@@ -80,26 +88,34 @@ class BlockStatistics:
         self._where = where
         self._seen = distributed.before(total)
         self._total = int(distributed.total(total))
-        count = min(self._total, sample)
-        kept = torch.linspace(0, self._total - 1, count, dtype=torch.float64, device="cpu")
-        self._kept = kept.round().long()
-        self._first = int((self._kept < self._seen).sum())
+        self._experts = experts
+        self._kept = self._spread(sample)
+        self._kept_routed = self._spread(sample * _LARGER)
         self._inputs: dict[str, torch.Tensor] = {}
         self._sums: dict[str, torch.Tensor] = {}
+        self._counts = dict.fromkeys(readers, 0)
         self._grams: dict[str, dict[int, torch.Tensor]] = {}
         self._tokens: dict[str, list[torch.Tensor]] = {}
+        self._weights: dict[str, list[torch.Tensor]] = {}
         for name, module in readers.items():
-            weight, K = module.weight, module.in_features
+            weight: Any = module.weight
+            K = weight.shape[1]
             self._sums[name] = weight.new_zeros(K, dtype=torch.float64)
             self._grams[name] = {
                 size: weight.new_zeros(K // size, size, size, dtype=torch.float32)
-                for size in group_sizes[name]
+                for size in group_sizes.get(name, ())
             }
             self._tokens[name] = [weight.new_empty(0, K, dtype=torch.float32)]
-        self._weights: list[torch.Tensor] = []
+            self._weights[name] = [weight.new_empty(0, dtype=torch.float32)]
         self._hooks = [
             module.register_forward_pre_hook(self._watch(name)) for name, module in readers.items()
         ]
+
+    def _spread(self, sample: int) -> torch.Tensor:
+        """Which tokens of all ranks' to keep, evenly spread."""
+        count = min(self._total, sample)
+        places = torch.linspace(0, self._total - 1, count, dtype=torch.float64, device="cpu")
+        return places.round().long()
 
     def _watch(self, name: str) -> Callable[..., None]:
         def note(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
@@ -110,69 +126,84 @@ class BlockStatistics:
     def take(self, output: torch.Tensor) -> None:
         """Account for what the watched modules saw on the way to `output` [B, T, hidden]."""
         weights = token_weights(output, self._weighted)
-        count = weights.numel()
-        kept = self._kept[(self._kept >= self._seen) & (self._kept < self._seen + count)]
-        kept = kept - self._seen
+        kept = self._kept_of(self._kept, weights)
+        kept_routed = self._kept_of(self._kept_routed, weights)
         for name, inputs in self._inputs.items():
-            inputs = inputs.flatten(0, -2)
-            total = inputs.abs().sum(0, dtype=torch.float64)
-            if not torch.isfinite(total).all():
-                raise UserError.one(
-                    "NaN or infinite activations",
-                    f"{self._where}.{name}",
-                    "the checkpoint is damaged, or overflows in the compute type",
-                )
-            self._sums[name] += total
-            for size, gram in self._grams[name].items():
-                groups = inputs.T.reshape(-1, size, count)
-                gram.baddbmm_(groups * weights, groups.transpose(1, 2))
-            self._tokens[name].append(inputs[kept])
-        self._weights.append(weights[kept])
-        self._seen += count
+            if name in self._experts:
+                tokens, counted = routed(self._experts[name], weights)
+                self._add(name, inputs.flatten(0, -2), counted, kept_routed[tokens])
+            else:
+                self._add(name, inputs.flatten(0, -2), weights, kept)
+        self._seen += weights.numel()
         self._inputs.clear()
+
+    def _kept_of(self, places: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+        """Which of these tokens are among the places to keep, [B * T]."""
+        count = weights.numel()
+        here = places[(places >= self._seen) & (places < self._seen + count)] - self._seen
+        kept = torch.zeros(count, dtype=torch.bool, device=weights.device)
+        kept[here.to(weights.device)] = True
+        return kept
+
+    def _add(
+        self, name: str, inputs: torch.Tensor, weights: torch.Tensor, kept: torch.Tensor
+    ) -> None:
+        """Tokens [t, K] with their weights, and whether to keep them, [t] each."""
+        total = inputs.abs().sum(0, dtype=torch.float64)
+        if not torch.isfinite(total).all():
+            raise UserError.one(
+                "NaN or infinite activations",
+                f"{self._where}.{name}",
+                "the checkpoint is damaged, or overflows in the compute type",
+            )
+        self._sums[name] += total
+        self._counts[name] += len(inputs)
+        for size, gram in self._grams[name].items():
+            groups = inputs.T.reshape(-1, size, len(inputs))
+            gram.baddbmm_(groups * weights, groups.transpose(1, 2))
+        self._tokens[name].append(inputs[kept])
+        self._weights[name].append(weights[kept])
 
     def finish(self) -> dict[str, InputStatistics]:
         """Stop watching; the statistics by name."""
         for hook in self._hooks:
             hook.remove()
-        found = {}
-        for name, sums in self._sums.items():
-            distributed.sum_(sums, *self._grams[name].values())
-            tokens = torch.cat(self._tokens[name])
-            weights = torch.cat([tokens.new_empty(0), *self._weights])
-            found[name] = InputStatistics(
-                (sums / self._total).float(),
+        return {
+            name: _summed(
+                sums,
+                self._counts[name],
                 self._grams[name],
-                Sample(tokens, weights, self._first, len(self._kept)),
-                self._total,
+                torch.cat(self._tokens[name]),
+                torch.cat(self._weights[name]),
             )
-        return found
+            for name, sums in self._sums.items()
+        }
 
 
-def inputs_of(linear: nn.Module, run: Callable[[], object]) -> torch.Tensor:
-    """What a linear of a block is given, float32 [T, K]. run: calls the block, and is ended where
-    the linear begins.
-    """
-    hook = linear.register_forward_pre_hook(_stop)
-    try:
-        run()
-    except _ReachedError as reached:
-        return reached.inputs.detach().float().flatten(0, -2)
-    finally:
-        hook.remove()
-    raise ValueError("the block does not use the linear")
+def statistics_of(
+    tokens: torch.Tensor, weights: torch.Tensor, group_sizes: Collection[int]
+) -> InputStatistics:
+    """Of these tokens [T, K] of this rank's and nothing else, all of them in the sample."""
+    grams = {}
+    for size in group_sizes:
+        groups = tokens.T.reshape(-1, size, len(tokens))
+        grams[size] = torch.bmm(groups * weights, groups.transpose(1, 2))
+    sums = tokens.abs().sum(0, dtype=torch.float64)
+    return _summed(sums, len(tokens), grams, tokens, weights)
 
 
-class _ReachedError(Exception):
-    """Carries a module's inputs out of a block that need not run any further."""
-
-    def __init__(self, inputs: torch.Tensor) -> None:
-        super().__init__()
-        self.inputs = inputs
-
-
-def _stop(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-    raise _ReachedError(arguments[0])
+def _summed(
+    sums: torch.Tensor,
+    count: int,
+    grams: dict[int, torch.Tensor],
+    tokens: torch.Tensor,
+    weights: torch.Tensor,
+) -> InputStatistics:
+    """Of all ranks, from the sums over the tokens of this one."""
+    distributed.sum_(sums, *grams.values())
+    seen, kept = int(distributed.total(count)), len(tokens)
+    sample = Sample(tokens, weights, distributed.before(kept), int(distributed.total(kept)))
+    return InputStatistics((sums / max(seen, 1)).float(), grams, sample, seen)
 
 
 def diagonal_blocks(moment: torch.Tensor, size: int) -> torch.Tensor:

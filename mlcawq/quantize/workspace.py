@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,14 +15,16 @@ from mlcawq.errors import UserError
 from mlcawq.families import ScalingGroup
 from mlcawq.quantize.activations import RoundedInputs, round_tokens
 from mlcawq.quantize.distributed import before, total
+from mlcawq.quantize.experts import expert_of, inputs_in
 from mlcawq.quantize.integer import IntegerGrid
 from mlcawq.quantize.recipe import Recipe
 from mlcawq.quantize.report import Spread
 from mlcawq.quantize.states import HiddenStates, blank_like, shapes_of
-from mlcawq.quantize.statistics import BlockStatistics, InputStatistics
+from mlcawq.quantize.statistics import BlockStatistics, InputStatistics, statistics_of
 
 Arguments = Callable[[int, int], dict[str, Any]]
 _JUDGED_TOKENS = 512  # that errors are measured on, at least
+_FEW_TOKENS = 64  # an expert that saw fewer says too little of what it will see
 
 
 class Workspace:
@@ -33,6 +37,8 @@ class Workspace:
     name: its full name, for messages. full_name: of a linear in the block, for the recipe.
 
     linears: by name in the block, in the order of the groups. active: those that are quantized.
+    experts: by linear, the routed expert that it is in. neglected: experts that saw too few tokens,
+    and whose statistics are of all tokens of their mixture.
     grids: of the active ones. targets: the original outputs for `hidden`, [B, T, hidden_size] each.
     input_scale: what an active linear's inputs are divided by by now, [K]. output_scale: what a
     linear's outputs are to be multiplied by to be the original ones, [N]. clip: of a
@@ -70,6 +76,9 @@ class Workspace:
             if recipe.converts(full_name(linear)):
                 self.grids[linear] = recipe.grid_of(full_name(linear), module.in_features)
         self.active = [linear for linear in self.linears if linear in self.grids]
+        members = {linear: expert_of(block, linear) for linear in self.active}
+        self.experts = {linear: expert for linear, expert in members.items() if expert}
+        self.neglected: dict[str, int] = {}
         self.readers = [readers for group in groups for readers in self._readers(group)]
         self.input_scale: dict[str, torch.Tensor] = {}
         self.output_scale: dict[str, torch.Tensor] = {}
@@ -98,11 +107,18 @@ class Workspace:
     def _observe(self) -> HiddenStates | list[torch.Tensor]:
         """The original outputs; fills in the statistics, by the first reader of each input."""
         sample = self.recipe.scale.tokens if self.recipe.scale else 0
+        sizes = {
+            readers[0]: {self.grids[linear].group_size for linear in readers}
+            for readers in self.readers
+        }
+        watched = {*sizes, *(self._whole(group) for group in self.groups if self.quantizes(group))}
         gather = BlockStatistics(
-            {readers[0]: self.linears[readers[0]] for readers in self.readers},
-            {
-                readers[0]: {self.grids[linear].group_size for linear in readers}
-                for readers in self.readers
+            {name: self.block.get_submodule(name) for name in watched},
+            sizes,
+            experts={
+                name: self.block.get_submodule(self.experts[name])
+                for name in watched
+                if name in self.experts
             },
             total=sum(batch * tokens for batch, tokens in shapes_of(self.hidden)),
             sample=max(sample, _JUDGED_TOKENS),
@@ -115,7 +131,45 @@ class Workspace:
             gather.take(output)
             targets[j] = output
         self.statistics = gather.finish()
+        for group in self.groups:
+            self._make_up(group)
         return targets
+
+    def quantizes(self, group: ScalingGroup) -> bool:
+        """Whether some linear of a group is quantized."""
+        return any(linear in self.grids for linear in group.linears)
+
+    def _whole(self, group: ScalingGroup) -> str:
+        """A reader of a group's tensor that sees all of it: no expert, where anyone else does."""
+        own = [linear for linear in group.linears if linear in self.grids]
+        for name in (*own, *group.linears, *group.also):
+            if expert_of(self.block, name) is None:
+                return self._reader.get(name, name)
+        return self._reader[own[0]]
+
+    def _make_up(self, group: ScalingGroup) -> None:
+        """Where experts of a group saw too few tokens, let them see all that the group did."""
+        whole = self._whole(group) if self.quantizes(group) else None
+        if whole is None or whole in self.experts:
+            return
+        members: dict[str, list[str]] = {}
+        for readers in self.readers:
+            if readers[0] in self.experts:
+                members.setdefault(self.experts[readers[0]], []).append(readers[0])
+        given = {self.experts[linear] for linear in group.linears if linear in self.experts}
+        for expert in [expert for expert in members if expert in given]:
+            seen = min(self.statistics[name].seen for name in members[expert])
+            if seen >= min(_FEW_TOKENS, self.statistics[whole].seen):
+                continue
+            self.neglected[expert] = seen
+            module, sample = self.block.get_submodule(expert), self.statistics[whole].sample
+            inner = [name.removeprefix(f"{expert}.") for name in members[expert]]
+            inputs = inputs_in(module, inner, partial(module, sample.inputs))
+            for name, own in zip(members[expert], inner, strict=True):
+                sizes = self.statistics[name].grams
+                self.statistics[name] = replace(
+                    statistics_of(inputs[own], sample.weights, sizes), seen=seen
+                )
 
     @property
     def weighted(self) -> bool:
@@ -131,9 +185,17 @@ class Workspace:
         """Within it the linears take their inputs as they are, as the original model's do."""
         return nullcontext() if self._rounding is None else self._rounding.off()
 
+    def readers_of(self, reader: str) -> list[str]:
+        """The active linears that read what `reader`, the first of them, reads."""
+        return next(readers for readers in self.readers if readers[0] == reader)
+
     def seen_by(self, linear: str) -> InputStatistics:
         """Of the inputs that the original block gives to an active linear."""
         return self.statistics[self._reader[linear]]
+
+    def seen_together(self, group: ScalingGroup) -> InputStatistics:
+        """Of the tensor that a group reads, all tokens of it."""
+        return self.statistics[self._whole(group)]
 
     def gram(self, linear: str) -> torch.Tensor:
         """[K/G, G, G] of those inputs, divided by the scale that they are divided by now."""
