@@ -266,7 +266,7 @@ class _Run:
             model.architecture.groups_of(block),
             self.recipe,
             name=name,
-            full_name=lambda linear: f"{name}.{linear}",
+            full_name=lambda linear: model.checkpoint_name(i, linear),
             head_dim=model.config.head_dim,
             original=original,
         )
@@ -275,8 +275,11 @@ class _Run:
         self._advance("quantized", block, i)
         if original is not None:
             self._advance("reference", original.block, i)
-        stored = self._stored(name, result)
-        linears = tuple(_with_size(linear, name, stored) for linear in result.linears)
+        stored = self._stored(i, result)
+        linears = tuple(
+            _with_size(linear, model.checkpoint_name(i, linear.name), stored)
+            for linear in result.linears
+        )
         report = BlockReport(name, result.error, linears, warnings=result.warnings)
         entry = {"report": asdict(report), "usage": asdict(self.meter.lap())}
         self.journal.commit(stored, self.states, entry)
@@ -308,16 +311,18 @@ class _Run:
         total = joined([self.before, *blocks, self.meter.lap()])
         return Run(device="cpu", total=total, blocks=tuple(blocks))
 
-    def _stored(self, block: str, result: BlockResult) -> dict[str, torch.Tensor]:
+    def _stored(self, i: int, result: BlockResult) -> dict[str, torch.Tensor]:
+        """What block i has become, by the checkpoint's names."""
         tensors: dict[str, torch.Tensor] = {}
         for linear, weight in result.weights.items():
-            name = f"{block}.{linear}"
+            name = self.model.checkpoint_name(i, linear)
             if self.fmt == "fake":
                 tensors[f"{name}.weight"] = half(weight.dequantized().T, f"{name}.weight")
             else:
                 tensors |= {f"{name}.{key}": value for key, value in awq_tensors(weight).items()}
         for key, value in result.changed.items():
-            tensors[f"{block}.{key}"] = half(value, f"{block}.{key}")
+            name = self.model.checkpoint_name(i, key)
+            tensors[name] = half(value, name)
         return tensors
 
     @torch.no_grad()
@@ -383,31 +388,29 @@ class _Run:
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of the result: blocks from the journal, the rest as it was, in float16."""
         model, reader = self.model, self.model.reader
-        linears = {
-            f"{model.block_name(i)}.{linear}.weight"
-            for i in range(model.num_blocks)
-            for linear in model.outline.quantizable(i)
-            if self.recipe.converts(f"{model.block_name(i)}.{linear}")
-        }
-        blocks = tuple(f"{model.block_name(i)}." for i in range(model.num_blocks))
+        blocks = {i: model.block_tensors(i) for i in range(model.num_blocks)}
+        of_blocks = {name for names in blocks.values() for name in names}
         for name in reader.names:
-            if not name.startswith(blocks):
+            if name not in of_blocks:
                 yield name, half(reader.torch(name), name)
-        for i, prefix in enumerate(blocks):
+        for (i, names), report in zip(blocks.items(), self.block_reports(), strict=True):
             tensors = self.journal.block_tensors(i)
+            replaced = {
+                model.checkpoint_name(i, f"{linear.name}.weight") for linear in report.linears
+            }
             kept = {
                 name: half(reader.torch(name), name)
-                for name in reader.names
-                if name.startswith(prefix) and name not in tensors and name not in linears
+                for name in names
+                if name not in tensors and name not in replaced
             }
             yield from sorted({**tensors, **kept}.items())
 
 
 def _with_size(
-    linear: LinearReport, block: str, stored: Mapping[str, torch.Tensor]
+    linear: LinearReport, full_name: str, stored: Mapping[str, torch.Tensor]
 ) -> LinearReport:
     """With what it takes in the output."""
-    prefix = f"{block}.{linear.name}."
+    prefix = f"{full_name}."
     return replace(
         linear,
         stored_bytes=sum(
@@ -460,9 +463,9 @@ def half(tensor: torch.Tensor, name: str) -> torch.Tensor:
 
 def _unstorable(model: StreamedModel) -> Iterator[Problem]:
     """The tensors outside the blocks that float16 cannot hold; blocks are checked one by one."""
-    blocks = tuple(f"{model.block_name(i)}." for i in range(model.num_blocks))
+    blocks = {name for i in range(model.num_blocks) for name in model.block_tensors(i)}
     for name in model.reader.names:
-        if not name.startswith(blocks) and model.reader.info(name).dtype != "F16":
+        if name not in blocks and model.reader.info(name).dtype != "F16":
             try:
                 half(model.reader.torch(name), name)
             except UserError as error:
