@@ -24,11 +24,14 @@ from mlcawq.errors import UserError
 class Skeleton:
     """A causal language model of transformers whose parameters are on the meta device.
 
+    decoder: the path of the language model proper beside which a vision tower stands; "" where
+        the whole model is text.
     layers, embedding, head: the paths of the list of decoder blocks, of the input embedding and
         of the linear that gives logits, in `model`.
     """
 
     model: Any
+    decoder: str
     layers: str
     embedding: str
     head: str
@@ -37,11 +40,6 @@ class Skeleton:
     def blocks(self) -> list[nn.Module]:
         """The decoder blocks, in order."""
         return list(self.model.get_submodule(self.layers))
-
-    @property
-    def decoder(self) -> str:
-        """The path of the module that has the blocks; "" where that is the model itself."""
-        return self.layers.rpartition(".")[0]
 
     def is_text(self, tensor: str) -> bool:
         """Whether a tensor of the model belongs to the decoder, not to a tower beside it."""
@@ -67,7 +65,8 @@ def make_skeleton(config: DecoderConfig, attention: str = "sdpa") -> Skeleton:
             "a head, so it cannot be run block by block",
             "config.json",
         )
-    return Skeleton(model, layers, embedding, head)
+    decoder = "" if config.hf is config.whole else _path_of(model, model.get_decoder())
+    return Skeleton(model, decoder or "", layers, embedding, head)
 
 
 def _on_meta(config: DecoderConfig, attention: str) -> Any:

@@ -32,6 +32,9 @@ class _Standing(nn.Module):
         super().__init__()
         # In a tuple, it is no submodule: its weights are not this one's.
         self._original = (original,)
+        if isinstance(getattr(original, "weight", None), torch.Tensor):
+            # Models ask for the place and type of the embedding's weight.
+            self.weight = torch.empty(0, *original.weight.shape[1:])
 
     def __getattr__(self, name: str) -> Any:
         try:

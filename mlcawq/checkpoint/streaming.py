@@ -28,7 +28,7 @@ _PLANS_KEPT = 8
 
 
 class StreamedModel:
-    """Any Hugging Face folder of a decoder of transformers (fp16, bf16, fp32, or AWQ, dequantized).
+    """Any Hugging Face folder of a decoder of transformers (fp16, bf16, fp32, or quantized).
 
     folder: checkpoint folder with config.json and safetensors.
     dtype: type that everything is computed in.
@@ -129,12 +129,12 @@ class StreamedModel:
         return self.outline.block_tensors(i)
 
     def is_quantized(self, linear: str) -> bool:
-        """Whether the linear of that full name is stored as AWQ."""
+        """Whether the linear of that full name is stored in integers."""
         return self.outline.stored.is_quantized(linear)
 
     def tensor(self, name: str) -> torch.Tensor:
         """A tensor by its unquantized name in the checkpoint, in the compute type if it is of
-        floating point; AWQ weights dequantized."""
+        floating point; quantized weights dequantized."""
         tensor = self.outline.stored.as_stored(name)
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
 
@@ -161,7 +161,7 @@ class StreamedModel:
         return block.eval().requires_grad_(False)
 
     def whole(self) -> Any:
-        """transformers' causal LM with all weights in the compute type, AWQ ones dequantized."""
+        """transformers' causal LM with all weights in the compute type, quantized ones dequantized."""
         skeleton = make_skeleton(self.config)
         model = skeleton.model
         layers = model.get_submodule(skeleton.layers)
@@ -192,7 +192,7 @@ class StreamedModel:
     def run_block(self, block: nn.Module, i: int, hidden: torch.Tensor) -> torch.Tensor:
         """Hidden states [B, T, hidden_size] through `block`, called as layer i is."""
         output = block(hidden, **self.layer_arguments(i, *hidden.shape[:2]))
-        return output[0] if isinstance(output, tuple) else output
+        return output if isinstance(output, torch.Tensor) else output[0]
 
     def hidden_states(self, batches: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Token ids [B, T] each -> last hidden states before the final norm, [B, T, hidden]."""
