@@ -24,7 +24,7 @@ import torch
 from peers.outliers import add_outliers
 from peers.runners import AutoAwq, Ours
 
-from mlcawq.checkpoint.config import read_config
+from mlcawq.checkpoint.decoder_config import read_decoder_config
 from mlcawq.checkpoint.streaming import StreamedModel
 from mlcawq.errors import UserError
 from mlcawq.evaluate.compare import score_windows
@@ -260,7 +260,7 @@ def load_setting(model: Path, calib: str, text: Path, arguments: argparse.Namesp
     windows = cut_windows(
         open_tokenizer(model).encode(read_text(text)),
         window=arguments.window,
-        longest=read_config(model).max_position_embeddings,
+        longest=read_decoder_config(model).max_position_embeddings,
         max_tokens=arguments.max_tokens,
         where=str(text),
     )

@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
-from mlcawq.checkpoint.config import read_config
+from mlcawq.checkpoint.decoder_config import read_decoder_config
 from mlcawq.checkpoint.hf_config import portable_config
 from mlcawq.checkpoint.writing import write_json
 from mlcawq.errors import UserError
@@ -115,7 +115,7 @@ class AutoAwq(Peer):
         for file in folder.iterdir():
             if file.is_file() and file.name != "config.json":
                 (out / file.name).symlink_to(file.resolve())
-        write_json(out / "config.json", portable_config(read_config(folder)))
+        write_json(out / "config.json", portable_config(read_decoder_config(folder)))
         return out
 
 
