@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,10 +41,12 @@ from mlcawq.quantize.checks import (
     machine_problems,
     recipe_problems,
 )
-from mlcawq.quantize.distributed import everywhere, share
+from mlcawq.quantize.distributed import everywhere, is_first, on_first, share, total
+from mlcawq.quantize.guards import quantize_guarded
 from mlcawq.quantize.integer import QuantizedWeight
 from mlcawq.quantize.journal import Journal
 from mlcawq.quantize.metering import Meter, joined
+from mlcawq.quantize.place import Place, give_back_memory, run_exactly
 from mlcawq.quantize.recipe import Recipe
 from mlcawq.quantize.report import (
     REPORT_FILE,
@@ -57,7 +60,9 @@ from mlcawq.quantize.report import (
 )
 from mlcawq.quantize.report.files import write_report
 from mlcawq.quantize.rounding import Original
+from mlcawq.quantize.shortage import shortage_told
 from mlcawq.quantize.states import HiddenStates, shapes_of
+from mlcawq.quantize.verification import check_function, check_weights, digest_of
 from tir_kernels import reference
 
 _SHARD_BYTES = 2 * 2**30
@@ -142,6 +147,9 @@ def quantize_checkpoint(
     overwrite: bool = False,
     restart: bool = False,
     progress: Progress | None = None,
+    max_memory: int | None = None,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
 ) -> Report:
     """Quantize the checkpoint folder `src` into the folder `out`.
 
@@ -149,31 +157,66 @@ def quantize_checkpoint(
     fmt: "awq" writes AutoAWQ's gemm storage, "fake" the dequantized weights in float16.
     overwrite: replace an `out` that is not empty.
     restart: discard what an earlier, unfinished run has left.
+    max_memory: bytes that this process may take; hidden states go to the disk, and batches get
+        smaller, where it is little. What the machine has left when None.
+    device: where blocks are run and searched. dtype: of the matrix products of the original and of
+        the quantized block; searches and all sums are in float32.
 
-    Holds one decoder block and the calibration activations. Killed at any moment, the same call
+    Holds one decoder block and the hidden states of the text. Killed at any moment, the same call
     goes on after the last finished block and ends with the same bytes. Raises UserError for
     everything that a user can act on; `out` appears whole or not at all.
+
+    Several processes (distributed.py) make the same call, with the same data: each takes its share
+    of it, and the first one writes.
     """
-    src, out = Path(src), Path(out)
-    progress = progress or Silent()
-    meter = Meter()
-    check_checkpoint(src, out, recipe, fmt, overwrite=overwrite)
+    with shortage_told(Path(out)):
+        return _quantize_checkpoint(
+            Path(src),
+            Path(out),
+            recipe,
+            calibration,
+            name=name,
+            fmt=fmt,
+            overwrite=overwrite,
+            restart=restart,
+            progress=progress or Silent(),
+            max_memory=max_memory,
+            place=Place(torch.device(device), dtype),
+        )
+
+
+def _quantize_checkpoint(
+    src: Path,
+    out: Path,
+    recipe: Recipe,
+    calibration: CalibrationData,
+    *,
+    name: str | None,
+    fmt: Format,
+    overwrite: bool,
+    restart: bool,
+    progress: Progress,
+    max_memory: int | None,
+    place: Place,
+) -> Report:
+    meter = Meter(place.device)
+    everywhere(lambda: check_checkpoint(src, out, recipe, fmt, overwrite=overwrite))
     model = StreamedModel(src)
     raise_all(calibration_problems(calibration, model.config))
     fingerprint = _fingerprint(model, recipe, calibration, fmt)
-    done = _already_done(out, fingerprint)
+    done = on_first(lambda: _already_done(out, fingerprint))
     if done is not None and not overwrite:
         with Journal(out, fingerprint, restart=restart) as journal:
             journal.discard()
         return done
-    check_output(out, overwrite=overwrite)
+    on_first(lambda: check_output(out, overwrite=overwrite))
     tokens = calibration.tokens + 2 * sum(len(sequence) for sequence in calibration.held_out)
     needs = estimate(model.outline, recipe, fmt, tokens)
     raise_all(machine_problems(needs, out))
     progress.planned(needs)
 
     with Journal(out, fingerprint, restart=restart) as journal:
-        run = _Run(model, recipe, calibration, fmt, journal, meter)
+        run = _Run(model, recipe, calibration, fmt, journal, meter, needs, place)
         progress.started(model.num_blocks, journal.finished)
         for i in range(journal.finished, model.num_blocks):
             progress.block_done(run.block(i))
@@ -196,7 +239,7 @@ def quantize_checkpoint(
             warnings=run.warnings(),
         )
         progress.stage("writing")
-        report = run.write(out, report, overwrite=overwrite)
+        report = on_first(lambda: run.write(out, report, overwrite=overwrite))
         journal.discard()
     return report
 
@@ -212,11 +255,14 @@ class _Run:
         fmt: Format,
         journal: Journal,
         meter: Meter,
+        needs: Needs,
+        place: Place,
     ) -> None:
-        self.meter = meter
+        self.meter, self.needs, self.place = meter, needs, place
         self.model, self.recipe, self.fmt, self.journal = model, recipe, fmt, journal
         self.seen = calibration.held_out_is_seen
-        self._clear_beside("partial")
+        if is_first():
+            self._clear_beside("partial")
         text, self.held_out = (
             batched(share(sorted(sequences, key=len, reverse=True)))
             for sequences in (calibration.sequences, calibration.held_out)
@@ -237,7 +283,7 @@ class _Run:
 
     def _room(self, batches: Sequence[torch.Tensor]) -> HiddenStates:
         """For the hidden states of token ids [B, T] each."""
-        return HiddenStates(shapes_of(batches), self.model.config.hidden_size, torch.device("cpu"))
+        return HiddenStates(shapes_of(batches), self.model.config.hidden_size, self.place.device)
 
     def _clear_beside(self, kind: str) -> None:
         """Remove what a killed run has left: this process alone holds the journal's lock.
@@ -254,43 +300,71 @@ class _Run:
         """Quantize block i and commit it to the journal."""
         model = self.model
         name = model.block_name(i)
-        block = model.block(i)
+        block = self._load(i)
         self._advance("original", block, i)
-        original = None
-        if self.recipe.follows_original:
-            original = Original(model.block(i), self.states["reference"])
-        result = quantize_block(
+        original = self._load(i) if self.recipe.follows_original else None
+        block, result, retreats = quantize_guarded(
             block,
-            self.states["calibration"],
-            lambda batch, tokens: model.layer_arguments(i, batch, tokens),
-            model.architecture.groups_of(block),
+            lambda: self._load(i),
             self.recipe,
-            name=name,
-            full_name=lambda linear: model.checkpoint_name(i, linear),
-            head_dim=model.config.head_dim,
-            original=original,
+            partial(self._quantize, i, original),
+            name,
         )
         assert isinstance(result.outputs, HiddenStates)
         self.states["calibration"] = result.outputs
         self._advance("quantized", block, i)
         if original is not None:
-            self._advance("reference", original.block, i)
+            self._advance("reference", original, i)
+        del block, original
         stored = self._stored(i, result)
         linears = tuple(
             _with_size(linear, model.checkpoint_name(i, linear.name), stored)
             for linear in result.linears
         )
-        report = BlockReport(name, result.error, linears, warnings=result.warnings)
-        entry = {"report": asdict(report), "usage": asdict(self.meter.lap())}
+        report = BlockReport(name, result.error, linears, warnings=(*retreats, *result.warnings))
+        digests = {
+            model.checkpoint_name(i, linear): digest_of(weight)
+            for linear, weight in result.weights.items()
+        }
+        usage = asdict(self.meter.lap())
+        entry = {"report": asdict(report), "usage": usage, "digests": digests}
         self.journal.commit(stored, self.states, entry)
+        give_back_memory()
         return report
+
+    def _load(self, i: int) -> nn.Module:
+        """Block i with its original weights, where it is to be run."""
+        return self.place.settle(self.model.block(i))
+
+    def _quantize(
+        self, i: int, unchanged: nn.Module | None, block: nn.Module, recipe: Recipe
+    ) -> BlockResult:
+        model = self.model
+        original = None
+        if unchanged is not None and recipe.follows_original:
+            original = Original(unchanged, self.states["reference"])
+        return quantize_block(
+            block,
+            self.states["calibration"],
+            partial(self._arguments, i),
+            model.architecture.groups_of(block),
+            recipe,
+            name=model.block_name(i),
+            full_name=lambda linear: model.checkpoint_name(i, linear),
+            head_dim=model.config.head_dim,
+            original=original,
+        )
+
+    def _arguments(self, i: int, batch: int, tokens: int) -> dict[str, Any]:
+        """What block i is called with beside the hidden states of a batch."""
+        return self.place.moved(self.model.layer_arguments(i, batch, tokens))
 
     def _advance(self, name: str, block: nn.Module, i: int) -> None:
         """Take some of the states through block i."""
         given = self.states[name]
         made = given.next()
         for j, states in enumerate(given):
-            made[j] = self.model.run_block(block, i, states)
+            made[j] = run_exactly(block, states, self._arguments(i, *states.shape[:2]))
         self.states[name] = made
 
     def block_reports(self) -> tuple[BlockReport, ...]:
@@ -336,8 +410,10 @@ class _Run:
             for j in range(len(ids)):
                 for start in range(0, ids.shape[1], LOGIT_TOKENS):
                     part = slice(start, start + LOGIT_TOKENS)
-                    expected = self.model.head(original[j, part]).log_softmax(-1)
-                    found = self.model.head(quantized[j, part]).log_softmax(-1)
+                    expected, found = (
+                        self.model.head(states[j, part].cpu()).log_softmax(-1)
+                        for states in (original, quantized)
+                    )
                     divergence += float(
                         (expected.exp() * (expected - found)).sum(dtype=torch.float64)
                     )
@@ -350,7 +426,10 @@ class _Run:
                     )
                     tokens += len(found)
                     predicted += known
-        predicted = max(predicted, 1)
+        divergence, agreeing, loss, original_loss = map(
+            total, (divergence, agreeing, loss, original_loss)
+        )
+        tokens, predicted = int(total(tokens)), max(int(total(predicted)), 1)
         return ModelReport(
             tokens,
             divergence / tokens,
@@ -382,8 +461,19 @@ class _Run:
                 report, storage=Storage(model.reader.total_bytes, size), run=self._usage()
             )
             write_report(stage, report)
+            self._check(stage)
         self._clear_beside("old")
         return report
+
+    def _check(self, folder: Path) -> None:
+        """Read what was written, and compare it with what was computed."""
+        digests = [entry["digests"] for entry in self.journal.reports]
+        check_weights(folder, {name: digest for part in digests for name, digest in part.items()})
+        if self.held_out and self.recipe.activations is None:
+            original, quantized = (
+                self.states[name][0][0].cpu() for name in ("original", "quantized")
+            )
+            check_function(folder, self.model, self.held_out[0][0], original, quantized)
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of the result: blocks from the journal, the rest as it was, in float16."""
