@@ -15,7 +15,7 @@ from mlcawq.checkpoint.skeleton import make_skeleton
 from mlcawq.checkpoint.stored import StoredTensors
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.errors import Problem, UserError
-from mlcawq.families import ARCHITECTURES
+from mlcawq.families import ARCHITECTURES, Architecture
 
 Shape = tuple[int, int]  # (in_features, out_features)
 
@@ -28,6 +28,8 @@ class Outline:
 
     config, skeleton, names, reader, stored: what it is made of; the last two only where there
         are no `problems`.
+    table: the architecture's scaling groups; None where there is no table, until its blocks have
+        been traced (`StreamedModel.architecture`).
     Raises UserError for a config that cannot be read.
     """
 
@@ -47,6 +49,7 @@ class Outline:
         self.names = TensorMap(self.skeleton, () if self._unreadable else self.stored.names)
         self.blocks = self.skeleton.blocks
         self.num_blocks = len(self.blocks)
+        self.table: Architecture | None = ARCHITECTURES.get(self.config.model_type)
 
     def problems(self) -> Iterator[Problem]:
         """Every shard that cannot be read, else every tensor that is missing, unexpected or of
@@ -105,10 +108,9 @@ class Outline:
         Those that its architecture's table lists; all of them where there is no table.
         """
         shapes = self.linear_shapes(i)
-        table = ARCHITECTURES.get(self.config.model_type)
-        if table is None:
+        if self.table is None:
             return shapes
-        groups = table.groups_of(self.bare_block(i))
+        groups = self.table.groups_of(self.bare_block(i))
         return {name: shapes[name] for group in groups for name in group.linears}
 
     def all_quantizable(self) -> dict[str, Shape]:

@@ -20,8 +20,9 @@ from mlcawq.checkpoint.outline import Outline
 from mlcawq.checkpoint.skeleton import make_skeleton
 from mlcawq.checkpoint.stages import RowEmbedding, SlicedHead, Stages
 from mlcawq.checkpoint.tensors import TensorReader
-from mlcawq.errors import UserError, raise_all
-from mlcawq.families import ARCHITECTURES, Architecture
+from mlcawq.checkpoint.unknown import worked_out
+from mlcawq.errors import raise_all
+from mlcawq.families import Architecture
 
 _HEAD_BYTES = 128 * 2**20  # of head weights held in the compute type at a time
 _PLANS_KEPT = 8
@@ -104,15 +105,10 @@ class StreamedModel:
 
     @property
     def architecture(self) -> Architecture:
-        """The scaling groups of this kind of model. Raises UserError where there is no table."""
-        model_type = self.config.model_type
-        if model_type not in ARCHITECTURES:
-            raise UserError.one(
-                f"model_type {model_type!r} is not supported",
-                str(self.folder / "config.json"),
-                f"supported architectures: {', '.join(ARCHITECTURES)}",
-            )
-        return ARCHITECTURES[model_type]
+        """The scaling groups of this kind of model. Where there is no table, blocks are traced."""
+        if self.outline.table is None:
+            self.outline.table = worked_out(self)
+        return self.outline.table
 
     # Tensors
 

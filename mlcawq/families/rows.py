@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from mlcawq.families.base import Rows
+
+
+def value_head_dim(config: Any) -> int:
+    """Channels of a value head; config: of transformers, the text model's."""
+    # Latent attention has values of their own width, and head_dim is the rotary part there.
+    for key in ("v_head_dim", "head_dim"):
+        if getattr(config, key, None):
+            return int(getattr(config, key))
+    return int(config.hidden_size // config.num_attention_heads)
 
 
 def rows_of(kind: Rows, channels: int, outputs: int, head_dim: int) -> torch.Tensor:

@@ -34,15 +34,6 @@ def channel_rows(block: nn.Module, group: ScalingGroup, head_dim: int) -> torch.
     return rows_of(group.rows, channels, previous.out_features, head_dim)
 
 
-def value_head_dim(config: Any) -> int:
-    """Channels of a value head; config: of transformers, the text model's."""
-    # Latent attention has values of their own width, and head_dim is the rotary part there.
-    for key in ("v_head_dim", "head_dim"):
-        if getattr(config, key, None):
-            return int(getattr(config, key))
-    return int(config.hidden_size // config.num_attention_heads)
-
-
 def fold_scale(
     previous: nn.Module,
     readers: Sequence[nn.Module],

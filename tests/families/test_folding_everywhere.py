@@ -8,7 +8,8 @@ from decoder_blocks import CASES, decoder_blocks
 
 from mlcawq.families import ARCHITECTURES
 from mlcawq.families.base import linear_names
-from mlcawq.quantize.folding import channel_rows, fold_scale, value_head_dim
+from mlcawq.families.rows import value_head_dim
+from mlcawq.quantize.folding import channel_rows, fold_scale
 
 
 @pytest.mark.parametrize("case", CASES)

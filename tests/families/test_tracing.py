@@ -10,8 +10,9 @@ from decoder_blocks import CASES, decoder_blocks
 from torch import nn
 
 from mlcawq.families import ARCHITECTURES, Architecture, ScalingGroup
+from mlcawq.families.rows import value_head_dim
 from mlcawq.families.tracing import described, trace_block
-from mlcawq.quantize.folding import channel_rows, value_head_dim
+from mlcawq.quantize.folding import channel_rows
 
 
 def _compared(block: nn.Module, groups: tuple[ScalingGroup, ...], head_dim: int) -> set[Any]:
