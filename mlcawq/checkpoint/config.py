@@ -16,6 +16,8 @@ from mlcawq.errors import Problem, UserError, raise_all
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 DTYPES = ("float16", "bfloat16", "float32")
+# What to do about a storage format that is read, but not by a build.
+REPACK = "store it as AutoAWQ's gemm version: mlcawq repack THIS_FOLDER -o OUT --format awq"
 
 # What a key is when config.json leaves it out, by model_type: transformers' own defaults, which
 # it does not write in every release.
@@ -320,22 +322,23 @@ def _quantization(read: _Reader) -> AwqConfig | None:
     if method != "awq":
         read.problem(
             f"the checkpoint is already quantized with {method!r}",
-            "start from the unquantized checkpoint, or from an AWQ one",
+            REPACK
+            if method == "compressed-tensors"
+            else "start from the unquantized checkpoint, or from an AWQ one",
         )
         return None
     # llm-awq wrote w_bit and q_group_size; AutoAWQ writes bits and group_size.
     bits = given.get("bits", given.get("w_bit"))
     group_size = given.get("group_size", given.get("q_group_size"))
     version = str(given.get("version") or "gemm").lower()
+    if given.get("backend") == "llm-awq":  # whatever version is beside it
+        version = "llm-awq"
     if bits != 4:
         read.problem(f"AWQ with {bits!r} bits is not supported (supported: 4)")
     if group_size not in (32, 64, 128):
         read.problem(f"AWQ group size {group_size!r} is not supported (supported: 32, 64, 128)")
     if version != "gemm":
-        read.problem(
-            f"AWQ storage version {version!r} is not supported (supported: gemm)",
-            "quantize the original model with `mlcawq quantize`",
-        )
+        read.problem(f"AWQ storage version {version!r} is not supported (supported: gemm)", REPACK)
     return AwqConfig(
         bits=bits if isinstance(bits, int) else 0,
         group_size=group_size if isinstance(group_size, int) else 0,

@@ -15,10 +15,8 @@ from typing import Any
 
 from mlcawq.checkpoint.config import (
     DTYPES,
-    AwqConfig,
     load_json,
     parse_config,
-    read_quantization,
 )
 from mlcawq.errors import Problem, UserError, raise_all
 
@@ -43,7 +41,7 @@ class DecoderConfig:
     model_type: config.json's, that of the whole model where a vision tower is beside the decoder.
     max_position_embeddings: longest input in tokens; UNLIMITED where nothing limits it.
     dtype: the type of the unquantized tensors, as torch names it ("float16").
-    quantization: AWQ's settings where the checkpoint is AWQ, else None.
+    quantization: config.json's `quantization_config`, in whatever format; None where it has none.
     raw: config.json as it was read.
     whole: transformers' config of the whole model.
     hf: transformers' config of the decoder; `whole` itself where there is nothing else.
@@ -57,7 +55,7 @@ class DecoderConfig:
     max_position_embeddings: int
     dtype: str
     tie_word_embeddings: bool
-    quantization: AwqConfig | None
+    quantization: dict[str, Any] | None
     raw: dict[str, Any]
     whole: Any
     hf: Any
@@ -96,7 +94,9 @@ def read_decoder_config(folder: Path) -> DecoderConfig:
         )
     raw = load_json(path)
     if raw.get("model_type") in FAMILIES:
-        parse_config(raw, where=str(path))
+        # A build reads one storage format; here every one is.
+        plain = {key: value for key, value in raw.items() if key != "quantization_config"}
+        parse_config(plain, where=str(path))
     raise_all(_model_type_problems(raw, str(path)))
     try:
         with _quiet():
@@ -131,10 +131,10 @@ def _described(raw: dict[str, Any], whole: Any, where: str) -> DecoderConfig:
                 "save the model in one of these types first",
             )
         )
-    try:
-        quantization = read_quantization(raw, where)
-    except UserError as error:
-        problems.extend(error.problems)
+    quantization = raw.get("quantization_config")
+    if not isinstance(quantization, dict | None):
+        what = f"quantization_config must be an object, found {quantization!r}"
+        problems.append(Problem(what, where))
     raise_all(problems)
     for config in (whole, hf):
         # Types and storage are ours to decide; everything else is transformers' business.

@@ -55,7 +55,7 @@ class TensorMap:
 
     Model names are those of the skeleton's state dict, except that experts are apart
     ("model.layers.0.mlp.experts.3.gate_proj.weight"). Checkpoint names are unquantized: the three
-    tensors of an AWQ linear count as its weight.
+    tensors of a quantized linear count as its weight.
 
     expert_names: what the checkpoint calls an expert's projections.
     unexpected: checkpoint names that nothing in the model has a use for.

@@ -40,11 +40,10 @@ class Outline:
         self._unreadable: tuple[Problem, ...] = ()
         try:
             self.reader = reader or TensorReader(folder)
+            self.stored = StoredTensors(self.reader, self.config.quantization)
         except UserError as error:
             # Shapes and names are known all the same, and what else is wrong with them.
             self._unreadable = error.problems
-        else:
-            self.stored = StoredTensors(self.reader, self.config.quantization)
         self.skeleton = make_skeleton(self.config, attention)
         self.names = TensorMap(self.skeleton, () if self._unreadable else self.stored.names)
         self.blocks = self.skeleton.blocks
@@ -52,8 +51,8 @@ class Outline:
         self.table: Architecture | None = ARCHITECTURES.get(self.config.model_type)
 
     def problems(self) -> Iterator[Problem]:
-        """Every shard that cannot be read, else every tensor that is missing, unexpected or of
-        the wrong shape."""
+        """Every shard that cannot be read, else every tensor of a quantized linear that is not as
+        its config means it, else every one that is missing, unexpected or of the wrong shape."""
         if self._unreadable:
             yield from self._unreadable
             return
@@ -84,7 +83,7 @@ class Outline:
         return self.names.stored_name(f"{self.path(i)}.{name}")
 
     def block_tensors(self, i: int) -> list[str]:
-        """The tensors in the checkpoint that block i owns, sorted, AWQ parts one by one."""
+        """The stored tensors that block i owns, sorted: every part of a quantized linear."""
         own = self.names.within(self.path(i))
         prefix = f"{self.block_name(i)}."
         unused = [name for name in self.names.unexpected if name.startswith(prefix)]

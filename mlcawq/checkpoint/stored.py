@@ -1,90 +1,100 @@
-"""The tensors of a checkpoint by their unquantized names, AWQ linears dequantized."""
+"""The tensors of a checkpoint by their unquantized names, quantized linears dequantized.
+
+The one place where reading a model meets the storage formats.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
-import numpy as np
+import torch
 
-from mlcawq.checkpoint.config import AwqConfig
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.errors import Problem
-from tir_kernels.layouts import SYMMETRIC_ZEROS
-from tir_kernels.reference import dequantize
-
-if TYPE_CHECKING:
-    import torch
-
-_ALWAYS = ("qweight", "scales")
-_PARTS = (*_ALWAYS, "qzeros")
+from mlcawq.quantize.formats import stored_format
+from mlcawq.quantize.formats.base import Format, LinearSpec
+from mlcawq.quantize.integer import QuantizedWeight
 
 
 class StoredTensors:
-    """What a reader holds, under the names that the unquantized checkpoint would have.
+    """What a reader holds, by the unquantized names.
 
-    quantization: config.json's; without one, a tensor called qweight is just that.
+    quantization: config.json's `quantization_config`, None for a plain checkpoint.
+    format: that of the quantized linears, None for a plain checkpoint.
+    linears: the quantized linears by full name.
+
+    Raises UserError for a format that is not read, and naming every tensor of a quantized linear
+    that is missing or not as its config means it.
     """
 
-    def __init__(self, reader: TensorReader, quantization: AwqConfig | None) -> None:
+    def __init__(self, reader: TensorReader, quantization: Mapping[str, Any] | None) -> None:
         self.reader = reader
-        self._quantization = quantization
+        self.format: Format | None = None
+        self.linears: dict[str, LinearSpec] = {}
+        self._owner: dict[str, str] = {}
+        if quantization is not None:
+            self.format = stored_format(quantization, str(reader.folder / "config.json"))
+            self.linears = self.format.linears(quantization, reader)
+            self._owner = {
+                part: name
+                for name, spec in self.linears.items()
+                for part in self.format.parts(name, spec)
+            }
 
     def is_quantized(self, linear: str) -> bool:
-        """Whether the linear of that full name is stored as AWQ."""
-        return self._quantization is not None and f"{linear}.qweight" in self.reader
+        """Whether the linear of that full name is stored in integers."""
+        return linear in self.linears
 
     @property
     def names(self) -> list[str]:
-        """Every tensor, sorted: an AWQ linear once, as its weight."""
+        """Every tensor, sorted: a quantized linear once, as its weight."""
         return sorted({self.unquantized(name) for name in self.reader.names})
 
     def unquantized(self, name: str) -> str:
         """A stored name -> the unquantized one that it is, or is a part of."""
-        linear, _, part = name.rpartition(".")
-        return f"{linear}.weight" if part in _PARTS and self.is_quantized(linear) else name
+        return f"{self._owner[name]}.weight" if name in self._owner else name
 
     def parts(self, name: str) -> list[str]:
         """An unquantized name -> the stored ones."""
-        linear, _, kind = name.rpartition(".")
-        if kind == "weight" and self.is_quantized(linear):
-            return [f"{linear}.{part}" for part in _PARTS if f"{linear}.{part}" in self.reader]
-        return [name]
+        linear = self._linear(name)
+        if linear is None:
+            return [name]
+        assert self.format is not None
+        parts = self.format.parts(linear, self.linears[linear])
+        return [part for part in parts if part in self.reader]
 
     def as_stored(self, name: str) -> torch.Tensor:
-        """A tensor in its stored type, an AWQ weight [N, K] dequantized in float32."""
-        import torch
-
-        linear, _, kind = name.rpartition(".")
-        if kind != "weight" or not self.is_quantized(linear):
+        """A tensor in its stored type, a quantized weight [N, K] dequantized in float32."""
+        linear = self._linear(name)
+        if linear is None:
             return self.reader.torch(name)
-        qweight, scales = (self.reader.numpy(f"{linear}.{part}") for part in _ALWAYS)
-        zeros = f"{linear}.qzeros"
-        if zeros in self.reader:
-            qzeros = self.reader.numpy(zeros)
-        else:
-            qzeros = np.full((scales.shape[0], qweight.shape[1]), SYMMETRIC_ZEROS, np.int32)
-        weight = dequantize(qweight, qzeros, scales, np.float32)
-        return torch.from_numpy(weight).T.contiguous()
+        return self.quantized(linear).dequantized().T.contiguous()
+
+    def quantized(self, linear: str) -> QuantizedWeight:
+        """The integers of a quantized linear, by its full name."""
+        assert self.format is not None
+        return self.format.read(linear, self.linears[linear], self.reader.torch)
+
+    def zeros(self, linear: str) -> torch.Tensor:
+        """The zero points of a quantized linear, uint8 [K/G, N]."""
+        assert self.format is not None
+        return self.format.zeros(linear, self.linears[linear], self.reader.torch)
 
     def shape_problems(self, name: str, shape: Sequence[int]) -> Iterator[Problem]:
-        """What is wrong with the stored parts of a tensor that should be of `shape`."""
-        wanted: dict[str, tuple[int, ...]] = {name: tuple(shape)}
+        """What is wrong where a tensor, by its unquantized name, should be of `shape`."""
+        linear, wanted = self._linear(name), list(shape)
+        if linear is not None:
+            spec = self.linears[linear]
+            found = [spec.out_features, spec.in_features]
+        elif name in self.reader:
+            found = list(self.reader.info(name).shape)
+        else:
+            yield Problem("tensor is missing", name, "download the checkpoint again")
+            return
+        if found != wanted:
+            yield Problem(f"shape {found} where config.json means {wanted}", name)
+
+    def _linear(self, name: str) -> str | None:
         linear, _, kind = name.rpartition(".")
-        if kind == "weight" and self.is_quantized(linear):
-            assert self._quantization is not None
-            n, k = shape
-            groups = k // self._quantization.group_size
-            wanted = {
-                f"{linear}.qweight": (k, n // 8),
-                f"{linear}.qzeros": (groups, n // 8),
-                f"{linear}.scales": (groups, n),
-            }
-            if not self._quantization.zero_point and f"{linear}.qzeros" not in self.reader:
-                del wanted[f"{linear}.qzeros"]
-        for part, size in wanted.items():
-            if part not in self.reader:
-                yield Problem("tensor is missing", part, "download the checkpoint again")
-            elif tuple(self.reader.info(part).shape) != size:
-                found = list(self.reader.info(part).shape)
-                yield Problem(f"shape {found} where config.json means {list(size)}", part)
+        return linear if kind == "weight" and linear in self.linears else None

@@ -27,6 +27,11 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "recipes",
         "The recipes of quantize, and what each does.",
     ),
+    "repack": (
+        "mlcawq.cli.repack",
+        "repack",
+        "Store a quantized model in another format, without calibrating again.",
+    ),
     "build": (
         "mlcawq.cli.build",
         "build",

@@ -35,7 +35,8 @@ def folder_label(folder: Path, kind: Kind) -> str:
     if kind == "built":
         return str(load_json(folder / CHAT_CONFIG).get("quantization", "built"))
     from mlcawq.checkpoint.decoder_config import read_decoder_config
+    from mlcawq.quantize.formats import stored_format
 
     config = read_decoder_config(folder)
-    awq = config.quantization
-    return config.dtype if awq is None else f"awq w{awq.bits} g{awq.group_size}"
+    given = config.quantization
+    return config.dtype if given is None else stored_format(given).label(given)

@@ -154,6 +154,11 @@ class AwqStorage(ABC):
         """See `Format.reads`."""
         return config.get("quant_method") == "awq" and config_version(config) == self.version
 
+    def label(self, config: Mapping[str, Any]) -> str:
+        """See `Format.label`."""
+        size = config.get("group_size", config.get("q_group_size"))
+        return f"{self.name} w{BITS} g{'channel' if size == -1 else size}"
+
     def linears(self, config: Mapping[str, Any], headers: Headers) -> dict[str, LinearSpec]:
         """See `Format.linears`."""
         group_size, problems = _config_problems(config)

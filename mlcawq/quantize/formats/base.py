@@ -86,6 +86,9 @@ class Format(Protocol):
     def reads(self, config: Mapping[str, Any]) -> bool:
         """Whether a folder with that `quantization_config` is in this format."""
 
+    def label(self, config: Mapping[str, Any]) -> str:
+        """What a table calls a folder with that `quantization_config` ("awq w4 g128")."""
+
     def linears(self, config: Mapping[str, Any], headers: Headers) -> dict[str, LinearSpec]:
         """The quantized linears of a folder by full name, from headers and stored shapes alone.
 

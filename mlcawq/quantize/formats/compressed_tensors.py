@@ -124,6 +124,15 @@ class CompressedTensors:
         """See `Format.reads`."""
         return config.get("quant_method") == _METHOD
 
+    def label(self, config: Mapping[str, Any]) -> str:
+        """See `Format.label`."""
+        kinds = dict.fromkeys(kind for _, kind in _config_groups(config))
+        words = [
+            f"w{kind.bits}{'a8' if kind.activation_bits else ''} g{kind.group_size or 'channel'}"
+            for kind in kinds
+        ]
+        return f"{self.name} {', '.join(words)}"
+
     def linears(self, config: Mapping[str, Any], headers: Headers) -> dict[str, LinearSpec]:
         """See `Format.linears`."""
         groups = _config_groups(config)

@@ -49,6 +49,10 @@ class Fake:
         """Never: a folder in this format says nothing of quantization."""
         return False
 
+    def label(self, config: Mapping[str, Any]) -> str:
+        """See `Format.label`."""
+        return self.name
+
     def linears(self, config: Mapping[str, Any], headers: Headers) -> dict[str, LinearSpec]:
         """None that could be told from others."""
         return {}
