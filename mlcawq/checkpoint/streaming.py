@@ -157,11 +157,11 @@ class StreamedModel:
         return block.eval().requires_grad_(False)
 
     def whole(self) -> Any:
-        """transformers' causal LM with all weights in the compute type, dequantized where needed."""
+        """transformers' causal LM, weights in the compute type."""
         skeleton = make_skeleton(self.config)
         model = skeleton.model
         layers = model.get_submodule(skeleton.layers)
-        """transformers' causal LM, all weights in the compute type, quantized ones dequantized."""
+        for i in range(self.num_blocks):
             layers[i] = self.block(i)
         for name, tensor in list(model.state_dict().items()):
             if tensor.is_meta and skeleton.is_text(name):
