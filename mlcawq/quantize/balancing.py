@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -44,7 +46,9 @@ def _balance_group(
         rows=rows,
         also=also,
     )
-    if found.error >= found.unscaled:
+    if not math.isfinite(found.unscaled):
+        work.warnings.append(f"{group.linears[0]}: its outputs are not finite; left unscaled")
+    if not found.error < found.unscaled:
         return
     where = f"{work.name}.{before}"
     scale = fold_scale(previous, [*linears, *also], found.scale, rows, where=where)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from mlcawq.errors import UserError
 from mlcawq.families import ScalingGroup
 from mlcawq.quantize.balancing import balance
 from mlcawq.quantize.distributed import total
+from mlcawq.quantize.guards import NotFiniteError
 from mlcawq.quantize.integer import QuantizedWeight
 from mlcawq.quantize.recipe import Recipe
 from mlcawq.quantize.report import LinearReport, Spread
@@ -60,7 +61,8 @@ def quantize_block(
     original: the block again, which stays as it is, and its inputs in the original model, batches
         like those of `hidden`; wanted by recipes that follow it (`Recipe.follows_original`).
 
-    Raises UserError naming the layer where a weight or an activation is not finite.
+    Raises UserError naming the layer where a weight or an activation is not finite, NotFiniteError
+    where the quantized block gives what is not.
     """
     work = Workspace(block, hidden, arguments, groups, recipe, name, full_name)
     before = {key: value.clone() for key, value in work.other_tensors()}
@@ -84,10 +86,11 @@ def quantize_block(
 
 
 def _warnings(work: Workspace) -> tuple[str, ...]:
-    return tuple(
+    neglected = (
         f"{expert}: saw {seen} calibration tokens; searched on tokens of the other experts too"
         for expert, seen in work.neglected.items()
     )
+    return (*neglected, *work.warnings)
 
 
 class _Unquantized:
@@ -120,16 +123,22 @@ class _Unquantized:
 def _propagate(work: Workspace) -> tuple[float, HiddenStates | list[torch.Tensor]]:
     """Relative error of the block's outputs, and what the next block is calibrated on."""
     if work.recipe.propagate == "original":
-        return work.error(), work.targets
+        return _finite(work.error(), work), work.targets
     difference = norm = 0.0
     for j, states in enumerate(work.hidden):
         output, target = work.run(states), work.targets[j]
-        if not torch.isfinite(output).all():
-            raise UserError.one("the quantized block gives NaN or infinity", work.name)
         difference += float((output - target).square().sum(dtype=torch.float64))
         norm += float(target.square().sum(dtype=torch.float64))
         work.targets[j] = output  # the original one is not wanted any more
-    return (total(difference) / max(total(norm), 1e-300)) ** 0.5, work.targets
+    error = (total(difference) / max(total(norm), 1e-300)) ** 0.5
+    return _finite(error, work), work.targets
+
+
+def _finite(error: float, work: Workspace) -> float:
+    # The same on all ranks, and float64 does not overflow: it is an output that is not finite.
+    if not math.isfinite(error):
+        raise NotFiniteError.one("the quantized block gives NaN or infinity", work.name)
+    return error
 
 
 def _relative(found: torch.Tensor, reference: torch.Tensor) -> float:

@@ -11,8 +11,11 @@ Before that, weights can be moved to make up for what was rounded before them as
 
 from __future__ import annotations
 
+import math
+
 import torch
 
+from mlcawq.quantize.guards import NotFiniteError
 from mlcawq.quantize.integer import IntegerGrid, QuantizedWeight
 from mlcawq.quantize.recipe import CompensationRecipe
 
@@ -51,6 +54,8 @@ def round_compensated(
             errors[i] = (current[i] - (code - z) * s) / local[i, i]
             current[i + 1 :].addr_(local[i, i + 1 :], errors[i], alpha=-1)
         rest[block.stop :].addmm_(factor[block, block.stop :].T, errors, alpha=-1)
+    if not torch.isfinite(rest).all():
+        raise NotFiniteError.one("making up for rounding gave NaN or infinite weights")
     return QuantizedWeight(codes, scale.squeeze(1).to(torch.float16), zero.squeeze(1).byte(), grid)
 
 
@@ -89,6 +94,8 @@ def inverse_factor(
     mean = float(diagonal.mean()) or 1.0
     diagonal[diagonal == 0] = mean
     while True:
+        if not math.isfinite(damping * mean):
+            raise NotFiniteError.one("the moments of the inputs are not finite")
         diagonal += damping * mean
         lower, failed = torch.linalg.cholesky_ex(backwards)
         if not failed:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlcawq.errors import UserError
 from mlcawq.families import ScalingGroup
+from mlcawq.quantize.guards import NotFiniteError
 from mlcawq.families.norms import weight_offset
 from mlcawq.families.rows import rows_of
 
@@ -47,7 +47,7 @@ def fold_scale(
     previous: a linear, or a norm that multiplies by its weight, or by 1 + weight.
     readers: modules with a weight [N, K]: linears, routers.
     scale: [K], equal for channels that share a row; rows: of `channel_rows`.
-    Returns the scale that was applied. Raises UserError naming `where` when it is not finite.
+    Returns the scale that was applied. Raises NotFiniteError naming `where` when it is not.
     """
     owner: Any = previous
     divisor = by_row(scale, rows, len(owner.weight))
@@ -64,7 +64,7 @@ def fold_scale(
         weight: Any = reader.weight
         weight.detach().mul_(scale)
         if not torch.isfinite(weight).all():
-            raise UserError.one("scaling gave NaN or infinite weights", where)
+            raise NotFiniteError.one("scaling gave NaN or infinite weights", where)
     return scale
 
 

@@ -35,11 +35,27 @@ def ranges(
     """
     clip, grid = work.recipe.clip, work.grids[linear]
     scale, zero = full_range(weight, grid)
+    if clip is not None and not torch.isfinite(gram).all():
+        work.warnings.append(f"{linear}: its inputs overflow when squared; full ranges are kept")
+        return scale, zero
     if clip is not None and not linear.endswith(clip.exclude):
         full = scale
         scale, zero = search_clipping(weight, gram, grid, clip)
         work.clip[linear] = Spread.of(scale / full)
     return scale, zero
+
+
+def _usable(
+    work: Workspace, reader: str, moment: torch.Tensor, cross: torch.Tensor | None
+) -> Moments:
+    """The moments of a reader's inputs, or, where they overflow, those of inputs that have nothing
+    to do with each other: whatever reads them is rounded to nearest.
+    """
+    if torch.isfinite(moment).all() and (cross is None or torch.isfinite(cross).all()):
+        return moment, cross
+    names = ", ".join(work.readers_of(reader))
+    work.warnings.append(f"{names}: inputs overflow when squared; rounded to nearest")
+    return torch.eye(len(moment), device=moment.device), None
 
 
 def round_compensating(
@@ -55,7 +71,7 @@ def round_compensating(
     for batch in batches:
         found = before or gather_moments(work, batch, original)
         for reader in batch:
-            moment, cross = found.pop(reader)
+            moment, cross = _usable(work, reader, *found.pop(reader))
             for linear in work.readers_of(reader):
                 weight, grid = work.weight(linear), work.grids[linear]
                 if cross is not None:

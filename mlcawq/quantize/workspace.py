@@ -79,6 +79,7 @@ class Workspace:
         members = {linear: expert_of(block, linear) for linear in self.active}
         self.experts = {linear: expert for linear, expert in members.items() if expert}
         self.neglected: dict[str, int] = {}
+        self.warnings: list[str] = []
         self.readers = [readers for group in groups for readers in self._readers(group)]
         self.input_scale: dict[str, torch.Tensor] = {}
         self.output_scale: dict[str, torch.Tensor] = {}
@@ -111,7 +112,8 @@ class Workspace:
             readers[0]: {self.grids[linear].group_size for linear in readers}
             for readers in self.readers
         }
-        watched = {*sizes, *(self._whole(group) for group in self.groups if self.quantizes(group))}
+        whole = [self._whole(group) for group in self.groups if self.quantizes(group)]
+        watched = list(dict.fromkeys([*sizes, *whole]))  # in one order on all ranks
         gather = BlockStatistics(
             {name: self.block.get_submodule(name) for name in watched},
             sizes,
