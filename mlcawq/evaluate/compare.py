@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,11 +60,15 @@ class Divergence:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What scoring one text gave. kl: the divergence at every predicted token [N], in nats."""
+    """What scoring one text gave.
+
+    losses: of the model at every predicted token [N]; kl: the divergence there, in nats.
+    """
 
     model: TextScore
     reference: TextScore | None
     divergence: Divergence | None
+    losses: np.ndarray
     kl: np.ndarray | None
     seconds: float
 
@@ -82,34 +86,46 @@ def score_windows(
     reference: Scorer | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Score token ids int64 [W, T]; with a reference, compare the two distributions as well.
+    """As `score_models`, for one model."""
+    return score_models([model], windows, reference, progress)[0]
 
-    Only a run of logits of each model is held at a time. Where the models pad their vocabulary
-    to different widths, both are cut to the narrower one before the softmax.
+
+def score_models(
+    models: Sequence[Scorer],
+    windows: np.ndarray,
+    reference: Scorer | None = None,
+    progress: Progress | None = None,
+) -> list[Comparison]:
+    """Score token ids int64 [W, T]; with a reference, compare the distributions as well.
+
+    All models see the text side by side, so that it is run through the reference once. Only a run
+    of logits of each is held at a time. Where models pad their vocabulary to different widths, all
+    are cut to the narrowest one before the softmax.
     progress is called with the tokens predicted so far and in all.
     Raises UserError when a model's logits are not finite.
     """
     started = time.perf_counter()
     count, length = windows.shape
     total = count * (length - 1)
-    width = model.vocab_size
-    if reference is not None:
-        width = min(width, reference.vocab_size)
+    scorers = [*models] if reference is None else [*models, reference]
+    width = min(scorer.vocab_size for scorer in scorers)
     rows = rows_at_once(width)
-    loss, reference_loss, kl = np.empty(total), np.empty(total), np.empty(total)
-    same_top = np.empty(total)
-    model_runs = model.logits(windows, rows)
-    reference_runs = reference.logits(windows, rows) if reference is not None else None
+    losses, kl, same_top = np.empty((3, len(models), total))
+    reference_losses = np.empty(total)
+    runs = [scorer.logits(windows, rows) for scorer in scorers]
     done = 0
     for targets in _targets(windows, rows):
         here = slice(done, done + len(targets))
-        log_probs = log_softmax(_finite(next(model_runs), model)[:, :width])
-        loss[here] = negative_log_likelihood(log_probs, targets)
-        if reference is not None and reference_runs is not None:
-            expected = log_softmax(_finite(next(reference_runs), reference)[:, :width])
-            reference_loss[here] = negative_log_likelihood(expected, targets)
-            kl[here] = kl_divergence(expected, log_probs)
-            same_top[here] = expected.argmax(axis=-1) == log_probs.argmax(axis=-1)
+        expected = None
+        if reference is not None:
+            expected = log_softmax(_finite(next(runs[-1]), reference)[:, :width])
+            reference_losses[here] = negative_log_likelihood(expected, targets)
+        for i, model in enumerate(models):
+            log_probs = log_softmax(_finite(next(runs[i]), model)[:, :width])
+            losses[i, here] = negative_log_likelihood(log_probs, targets)
+            if expected is not None:
+                kl[i, here] = kl_divergence(expected, log_probs)
+                same_top[i, here] = expected.argmax(axis=-1) == log_probs.argmax(axis=-1)
         done += len(targets)
         if progress is not None:
             progress(done, total)
@@ -117,22 +133,31 @@ def score_windows(
     def score(values: np.ndarray) -> TextScore:
         return TextScore(estimate(values), total, count, length)
 
-    divergence = None
-    if reference is not None:
-        divergence = Divergence(
-            kl=estimate(kl),
-            kl_median=float(np.median(kl)),
-            kl_p99=float(np.quantile(kl, 0.99)),
-            kl_max=float(kl.max()),
-            top1=estimate(same_top),
-            loss_difference=estimate(loss - reference_loss),
+    seconds = time.perf_counter() - started
+    if reference is None:
+        return [Comparison(score(loss), None, None, loss, None, seconds) for loss in losses]
+    return [
+        Comparison(
+            model=score(losses[i]),
+            reference=score(reference_losses),
+            divergence=_divergence(kl[i], same_top[i], losses[i] - reference_losses),
+            losses=losses[i],
+            kl=kl[i],
+            seconds=seconds,
         )
-    return Comparison(
-        model=score(loss),
-        reference=None if reference is None else score(reference_loss),
-        divergence=divergence,
-        kl=None if reference is None else kl,
-        seconds=time.perf_counter() - started,
+        for i in range(len(models))
+    ]
+
+
+def _divergence(kl: np.ndarray, same_top: np.ndarray, difference: np.ndarray) -> Divergence:
+    """All [N], one value a token."""
+    return Divergence(
+        kl=estimate(kl),
+        kl_median=float(np.median(kl)),
+        kl_p99=float(np.quantile(kl, 0.99)),
+        kl_max=float(kl.max()),
+        top1=estimate(same_top),
+        loss_difference=estimate(difference),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -104,15 +104,24 @@ def continue_text(
     return text
 
 
-def named_tokens(folder: Path, key: str) -> list[int]:
-    """The ids under "bos_token_id" or "eos_token_id" in the configurations of a folder."""
-    found: set[int] = set()
-    for name in ("generation_config.json", "config.json", CHAT_CONFIG):
+def named_tokens(folder: Path, kind: Literal["bos", "eos"], tokenizer: TextTokenizer) -> list[int]:
+    """The tokens that begin or end texts: the tokenizer's own first, then those of the model."""
+    found: list[Any] = [tokenizer_token(folder, kind, tokenizer)]
+    for name in ("config.json", "generation_config.json", CHAT_CONFIG):
         if (folder / name).is_file():
-            given = load_json(folder / name).get(key)
-            found.update(token for token in _listed(given) if token is not None)
-    return sorted(found)
+            given = load_json(folder / name).get(f"{kind}_token_id")
+            found += given if isinstance(given, list) else [given]
+    return list(dict.fromkeys(token for token in found if token is not None))
 
 
-def _listed(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+def tokenizer_token(
+    folder: Path, kind: Literal["bos", "eos"], tokenizer: TextTokenizer
+) -> int | None:
+    """The tokenizer's own token of that kind, None where it has none."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            token = load_json(folder / name).get(f"{kind}_token")
+            text = token.get("content") if isinstance(token, dict) else token
+            if isinstance(text, str):
+                return tokenizer.vocabulary().get(text)
+    return None

@@ -16,7 +16,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from mlcawq.errors import UserError
 from mlcawq.evaluate.continuations import Continuation, likelihoods
 from mlcawq.evaluate.folders import Kind
-from mlcawq.evaluate.greedy import continue_text, named_tokens, open_continuer
+from mlcawq.evaluate.greedy import continue_text, named_tokens, open_continuer, tokenizer_token
 from mlcawq.evaluate.scorers import open_scorer
 from mlcawq.evaluate.text import open_tokenizer
 
@@ -42,20 +42,27 @@ class HarnessModel(TemplateLM):
         self._progress = progress
         self._scorer = open_scorer(folder, kind, device)
         self._text = open_tokenizer(folder)
-        self._ends = named_tokens(folder, "eos_token_id")
+        self._ends = named_tokens(folder, "eos", self._text)
 
     @property
     def eot_token_id(self) -> int:
         """The token that ends a text."""
         if not self._ends:
-            raise UserError.one("no eos_token_id is named", str(self._folder / "config.json"))
+            raise UserError.one(
+                "no token that ends a text is named",
+                str(self._folder),
+                "add eos_token_id to config.json",
+            )
         return self._ends[0]
 
     @cached_property
     def prefix_token_id(self) -> int:
-        """What stands before a text without context: the token that begins texts, or ends them."""
-        begin = self._text.encode("")[:1] or named_tokens(self._folder, "bos_token_id")
-        return begin[0] if begin else self.eot_token_id
+        """What stands before a text without context, as the harness has it for transformers'
+        models: the tokenizer's token that begins texts, or, where it has none, the one that ends
+        them. What only config.json calls a beginning is not taken: Qwen's is never seen there.
+        """
+        begin = tokenizer_token(self._folder, "bos", self._text)
+        return self.eot_token_id if begin is None else begin
 
     @property
     def tokenizer_name(self) -> str:

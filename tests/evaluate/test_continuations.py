@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from tiny_models import make_tiny_model
 from transformers import AutoModelForCausalLM
 
 from mlcawq.evaluate.continuations import Continuation, likelihoods
-from mlcawq.evaluate.greedy import continue_text, named_tokens, open_continuer
+from mlcawq.evaluate.greedy import continue_text, named_tokens, open_continuer, tokenizer_token
 from mlcawq.evaluate.scorers import open_scorer
 from mlcawq.evaluate.text import open_tokenizer
 
@@ -85,7 +86,7 @@ class _Scripted:
 def test_a_continuation_ends_where_it_should(tiny_llama: Path) -> None:
     tokenizer = open_tokenizer(tiny_llama)
     ids = tokenizer.encode("one two. three\nfour", special=False)
-    end = named_tokens(tiny_llama, "eos_token_id")[0]
+    end = named_tokens(tiny_llama, "eos", tokenizer)[0]
 
     def said(ids: list[int], until: list[str], most: int) -> str:
         model = _Scripted(ids)
@@ -96,3 +97,16 @@ def test_a_continuation_ends_where_it_should(tiny_llama: Path) -> None:
     assert said(ids, ["\n", "four"], 100) == "one two. three"
     assert said([*ids[:3], end, *ids], [], 100) == tokenizer.decode(ids[:3])
     assert said(ids, ["absent"], 2) == tokenizer.decode(ids[:2])
+
+
+def test_the_tokenizer_names_its_tokens_first(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model")
+    tokenizer = open_tokenizer(folder)
+    vocabulary = tokenizer.vocabulary()
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"eos_token_id": [7, vocabulary["<|im_end|>"]], "bos_token_id": 5}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    assert named_tokens(folder, "eos", tokenizer) == [vocabulary["<|im_end|>"], 7]
+    assert named_tokens(folder, "bos", tokenizer) == [5]
+    assert tokenizer_token(folder, "bos", tokenizer) is None
