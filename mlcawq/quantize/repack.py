@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -12,11 +12,9 @@ import torch
 
 from mlcawq.checkpoint.hf_config import portable_config
 from mlcawq.checkpoint.outline import Outline
-from mlcawq.checkpoint.single_file import SingleFileWriter
 from mlcawq.checkpoint.source import copy_side_files
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.checkpoint.writing import (
-    ShardWriter,
     check_output,
     free_bytes,
     replacing_problems,
@@ -26,13 +24,11 @@ from mlcawq.checkpoint.writing import (
 from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.quantize.formats import find_format
 from mlcawq.quantize.formats.base import Format, LinearSpec, half
-from mlcawq.quantize.formats.kept import kept_linears
+from mlcawq.quantize.formats.folder import kept_linears, tied_head, weights_writer
 from mlcawq.quantize.report import REPORT_FILE, BlockReport, read_report
 from mlcawq.quantize.report.files import write_report
 from mlcawq.quantize.report.wording import size_words
 
-_SHARD_BYTES = 2 * 2**30
-_MOST_PARTS = 4  # tensors that any format makes of one
 _WIDER = ("BF16", "F32", "F64")  # types with values that float16 does not hold
 
 
@@ -97,24 +93,6 @@ def repack(
         copy_side_files(src, stage)
         _write_report(src, stage, target, linears, size)
     return Repacked(source.name, target.name, len(linears), outline.reader.total_bytes, size)
-
-
-def weights_writer(
-    stage: Path, fmt: Format, names: Collection[str]
-) -> ShardWriter | SingleFileWriter:
-    """Where the tensors of a model with these, by unquantized names, go."""
-    if fmt.one_file:
-        return SingleFileWriter(stage, _MOST_PARTS * len(names) + 1)
-    return ShardWriter(stage, _SHARD_BYTES)
-
-
-def tied_head(outline: Outline, fmt: Format) -> Iterator[tuple[str, torch.Tensor]]:
-    """A head that is stored as the embedding alone, for formats whose readers want it apart."""
-    names, skeleton = outline.names, outline.skeleton
-    head = f"{names.stored_name(skeleton.head)}.weight"
-    source = names.source_of(f"{skeleton.head}.weight")
-    if fmt.one_file and source is not None and head not in outline.stored.names:
-        yield head, half(outline.stored.as_stored(source), head).clone()
 
 
 def _checked(src: Path, out: Path, target: Format, overwrite: bool) -> Outline:
