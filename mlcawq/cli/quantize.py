@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rich.console import Console
     from rich.table import Table
 
@@ -221,6 +223,11 @@ class _Bar:
         trace: TracebackType | None,
     ) -> None:
         self._bar.stop()
+
+    def traced(self, model_type: str, groups: Sequence[str]) -> None:
+        self._say(f"{model_type} has no table; its blocks were traced instead:")
+        for line in groups:
+            self._say(f"  {line}")
 
     def planned(self, needs: Needs) -> None:
         from mlcawq.quantize.checks import gigabytes

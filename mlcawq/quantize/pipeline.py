@@ -30,6 +30,9 @@ from mlcawq.checkpoint.writing import (
     write_json,
 )
 from mlcawq.errors import Problem, UserError, raise_all
+from mlcawq.families import ARCHITECTURES
+from mlcawq.families.rows import value_head_dim
+from mlcawq.families.tracing import described
 from mlcawq.quantize.block import BlockResult, quantize_block
 from mlcawq.quantize.calibration import CalibrationData, batched
 from mlcawq.quantize.checks import (
@@ -71,6 +74,9 @@ _SHARD_BYTES = 2 * 2**30
 class Progress(Protocol):
     """Told what happens; every method returns at once."""
 
+    def traced(self, model_type: str, groups: Sequence[str]) -> None:
+        """The architecture has no table; its scaling groups were found by tracing, a line each."""
+
     def planned(self, needs: Needs) -> None:
         """The checks have passed; work begins."""
 
@@ -85,6 +91,8 @@ class Progress(Protocol):
 
 class Silent:
     """Progress for nobody."""
+
+    def traced(self, model_type: str, groups: Sequence[str]) -> None: ...
 
     def planned(self, needs: Needs) -> None: ...
 
@@ -107,7 +115,7 @@ def check_checkpoint(
     ours = (out / REPORT_FILE).is_file()
     for check in (
         lambda: require_tokenizer(src),
-        lambda: raise_all(_checkpoint_problems(Outline(src), recipe, fmt)),
+        lambda: raise_all(_checkpoint_problems(_outline(src), recipe, fmt)),
         lambda: raise_all(_replacing_problems(src, out, overwrite)),
         lambda: check_output(out, overwrite=overwrite or ours),
     ):
@@ -121,6 +129,14 @@ def check_checkpoint(
 def _checkpoint_problems(outline: Outline, recipe: Recipe, fmt: Format) -> Iterator[Problem]:
     yield from recipe_problems(outline, recipe, fmt)
     yield from outline.problems()
+
+
+def _outline(src: Path) -> Outline:
+    """Of a checkpoint folder; with what a table would say, where there is none."""
+    outline = Outline(src)
+    if outline.table is None and not any(outline.problems()):
+        outline.table = StreamedModel(src).architecture
+    return outline
 
 
 def _replacing_problems(src: Path, out: Path, overwrite: bool) -> Iterator[Problem]:
@@ -202,6 +218,10 @@ def _quantize_checkpoint(
     meter = Meter(place.device)
     everywhere(lambda: check_checkpoint(src, out, recipe, fmt, overwrite=overwrite))
     model = StreamedModel(src)
+    if model.config.model_type not in ARCHITECTURES:
+        layouts = (model.architecture.groups, *model.architecture.layouts)
+        lines = [line for groups in layouts for line in described(groups)]
+        progress.traced(model.config.model_type, list(dict.fromkeys(lines)))
     raise_all(calibration_problems(calibration, model.config))
     fingerprint = _fingerprint(model, recipe, calibration, fmt)
     done = on_first(lambda: _already_done(out, fingerprint))
@@ -351,7 +371,7 @@ class _Run:
             recipe,
             name=model.block_name(i),
             full_name=lambda linear: model.checkpoint_name(i, linear),
-            head_dim=model.config.head_dim,
+            head_dim=value_head_dim(model.config.hf),
             original=original,
         )
 
