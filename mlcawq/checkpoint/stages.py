@@ -180,7 +180,6 @@ class Stages:
         self._last = len(blocks) - 1
         self._run = _Run(blocks, width, type(model).__name__)
         self._name = type(model).__name__
-        self._checked = False
         for i, block in enumerate(blocks):
             layers[i] = _Recorder(block, i, self._run)
 
@@ -193,12 +192,7 @@ class Stages:
 
     @torch.no_grad()
     def calls(self, batch: int, tokens: int) -> list[dict[str, Any]]:
-        """What each block is called with for [batch, tokens], beside the hidden states.
-
-        Raises UserError for an architecture whose blocks are given something of the text.
-        """
-        if not self._checked:
-            self._check()
+        """What each block is called with for [batch, tokens], beside the hidden states."""
         self._forward(torch.zeros(batch, tokens, dtype=torch.long), until=self._last)
         return self._run.calls
 
@@ -217,7 +211,9 @@ class Stages:
         except _StoppedError:
             return None
 
-    def _check(self) -> None:
+    @torch.no_grad()
+    def check(self) -> None:
+        """Raise UserError for an architecture whose blocks cannot be run one by one."""
         found = []
         for token in (0, 1):
             self._forward(torch.full((1, 2), token), until=self._last)
@@ -230,7 +226,6 @@ class Stages:
                         "be run block by block",
                         "config.json",
                     )
-        self._checked = True
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -56,6 +56,7 @@ class StreamedModel:
         self.num_blocks = self.outline.num_blocks
         self._names = self.outline.names
         self._stages = self._make_stages()
+        self._stages.check()
         self._plans: OrderedDict[tuple[int, int], list[dict[str, Any]]] = OrderedDict()
 
     def _make_stages(self) -> Stages:
