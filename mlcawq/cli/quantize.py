@@ -235,6 +235,8 @@ class _Bar:
         self._say(
             f"about {gigabytes(needs.memory)} of memory and {gigabytes(needs.disk)} of disk needed"
         )
+        for note in needs.notes:
+            self._say(note)
 
     def started(self, blocks: int, finished: int) -> None:
         self._blocks = blocks

@@ -14,6 +14,7 @@ from mlcawq.checkpoint.outline import Outline, Shape
 from mlcawq.checkpoint.writing import free_bytes
 from mlcawq.errors import Problem
 from mlcawq.quantize.calibration import CalibrationData
+from mlcawq.quantize.patterns import naming_problems
 from mlcawq.quantize.recipe import Recipe
 
 Format = Literal["awq", "fake"]
@@ -24,10 +25,14 @@ _PROCESS = 600 * 2**20  # interpreter, torch, transformers
 
 @dataclass(frozen=True)
 class Needs:
-    """Estimated bytes. memory: peak of this process. disk: output and work folder together."""
+    """Estimated bytes, and what makes them more than one would expect.
+
+    memory: peak of this process. disk: output and work folder together. notes: sentences.
+    """
 
     memory: int
     disk: int
+    notes: tuple[str, ...] = ()
 
 
 def recipe_problems(outline: Outline, recipe: Recipe, fmt: Format) -> Iterator[Problem]:
@@ -45,15 +50,16 @@ def recipe_problems(outline: Outline, recipe: Recipe, fmt: Format) -> Iterator[P
     linears = outline.all_quantizable()
     yield from _naming_problems(outline, recipe, linears)
     alike = {  # linears that differ in the numbers of block and expert only are one
-        (_numbers_left_out(name), shape) for name, shape in linears.items() if recipe.converts(name)
+        (_numbers_left_out(name), shape, recipe.grid_of(name, shape[0]).group_size)
+        for name, shape in linears.items()
+        if recipe.converts(name)
     }
-    for name, (in_features, out_features) in sorted(alike):
+    for name, (in_features, out_features), size in sorted(alike):
         linear = name.rpartition("*.")[2]
-        if in_features % recipe.group_size:
+        if in_features % size:
             fitting = [size for size in (128, 64, 32) if in_features % size == 0]
             yield Problem(
-                f"in_features {in_features} is not a multiple of the group size "
-                f"{recipe.group_size}",
+                f"in_features {in_features} is not a multiple of the group size {size}",
                 name,
                 f"use --group-size {fitting[0]}"
                 if fitting
@@ -75,16 +81,12 @@ def _numbers_left_out(name: str) -> str:
 def _naming_problems(
     outline: Outline, recipe: Recipe, linears: Mapping[str, Shape]
 ) -> Iterator[Problem]:
-    """Names to keep that keep nothing, a slip of the pen, or that keep everything."""
+    """Patterns that choose nothing, a slip of the pen, or that keep everything."""
     names = (outline.skeleton.head, outline.skeleton.embedding)
     known = [*linears, *map(outline.names.stored_name, names)]
-    for part in recipe.modules_to_not_convert:
-        if not any(part in name for name in known):
-            yield Problem(
-                f"no linear's name holds {part!r}",
-                "--keep",
-                f"a name is like {next(iter(linears), known[0])}, or a part of it",
-            )
+    yield from naming_problems(recipe.modules_to_not_convert, known, "--keep")
+    overridden = [override.match for override in recipe.overrides]
+    yield from naming_problems(overridden, list(linears), "--override")
     if not any(map(recipe.converts, linears)):
         yield Problem("nothing is left to quantize", "--keep", "keep fewer linears")
 
@@ -129,10 +131,23 @@ def estimate(outline: Outline, recipe: Recipe, fmt: Format, tokens: int) -> Need
         else reader.info(name).nbytes // 2
         for name in reader.names
     )
-    linears = sum(sizes)
-    quantized = linears * 2 if fmt == "fake" else int(linears * (0.5 + 2.5 / recipe.group_size))
-    output = max(kept - linears * 2, 0) + quantized
-    return Needs(memory, output + quantized + states)
+    quantized = 0
+    for name, (k, n) in outline.all_quantizable().items():
+        grid = recipe.grid_of(name, k)
+        packed = k * n * grid.bits // 8 + 3 * (k // grid.group_size) * n
+        quantized += packed if fmt == "awq" and recipe.converts(name) else 2 * k * n
+    output = max(kept - 2 * sum(sizes), 0) + quantized
+    return Needs(memory, output + quantized + states, tuple(_notes(outline, recipe)))
+
+
+def _notes(outline: Outline, recipe: Recipe) -> Iterator[str]:
+    config = outline.config
+    if recipe.rotation is not None and config.hf.tie_word_embeddings:
+        size = 2 * config.vocab_size * config.hidden_size
+        yield (
+            "the head, which this model has in common with its embedding, becomes a tensor of its "
+            f"own: {gigabytes(size)} more in the output"
+        )
 
 
 def machine_problems(needs: Needs, out: Path) -> Iterator[Problem]:

@@ -62,6 +62,7 @@ from mlcawq.quantize.report import (
     Usage,
 )
 from mlcawq.quantize.report.files import write_report
+from mlcawq.quantize.rotation import rotated_model, rotation_problems
 from mlcawq.quantize.rounding import Original
 from mlcawq.quantize.shortage import shortage_told
 from mlcawq.quantize.states import HiddenStates, shapes_of
@@ -129,6 +130,8 @@ def check_checkpoint(
 def _checkpoint_problems(outline: Outline, recipe: Recipe, fmt: Format) -> Iterator[Problem]:
     yield from recipe_problems(outline, recipe, fmt)
     yield from outline.problems()
+    if recipe.rotation is not None and outline.table is not None:
+        yield from rotation_problems(outline, outline.table)
 
 
 def _outline(src: Path) -> Outline:
@@ -218,6 +221,8 @@ def _quantize_checkpoint(
     meter = Meter(place.device)
     everywhere(lambda: check_checkpoint(src, out, recipe, fmt, overwrite=overwrite))
     model = StreamedModel(src)
+    if recipe.rotation is not None:
+        model = rotated_model(model, recipe.rotation)
     if model.config.model_type not in ARCHITECTURES:
         layouts = (model.architecture.groups, *model.architecture.layouts)
         lines = [line for groups in layouts for line in described(groups)]
@@ -393,12 +398,13 @@ class _Run:
 
     def warnings(self) -> tuple[str, ...]:
         """What the reader of the report should know of the whole model."""
-        if not self.seen:
-            return ()
-        return (
-            "the calibration text is too short to hold any of it out: the model is measured on "
-            "tokens that it was calibrated on",
-        )
+        found = list(self.needs.notes)
+        if self.seen:
+            found.append(
+                "the calibration text is too short to hold any of it out: the model is measured "
+                "on tokens that it was calibrated on"
+            )
+        return tuple(found)
 
     def _usage(self) -> Run:
         blocks = [Usage(**entry["usage"]) for entry in self.journal.reports]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_decoders import make_tiny_decoder
 from tiny_models import make_tiny_model, make_tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -446,9 +447,7 @@ def test_a_finished_output_without_its_weights_is_not_finished(
     weights.unlink()
     with pytest.raises(UserError, match="--overwrite"):
         quantize_checkpoint(source, tmp_path / "out", _recipe("rtn"), calibration)
-    quantize_checkpoint(
-        source, tmp_path / "out", _recipe("rtn"), calibration, overwrite=True
-    )
+    quantize_checkpoint(source, tmp_path / "out", _recipe("rtn"), calibration, overwrite=True)
     assert weights.exists()
     # What is copied from the original counts as well.
     (source / "chat_template.jinja").write_text("{{ messages }}")
@@ -500,7 +499,7 @@ def test_keeping_the_first_block_hides_no_other(
 
 @pytest.mark.parametrize(
     ("names", "message"),
-    [(["lm_head", "dwon_proj"], "no linear's name holds 'dwon_proj'"), (["_proj"], "nothing is")],
+    [(["lm_head", "dwon_proj"], "did you mean down_proj"), (["_proj"], "nothing is")],
 )
 def test_names_to_keep_that_cannot_be_meant(
     tmp_path: Path, calibration: CalibrationData, names: list[str], message: str
@@ -520,3 +519,37 @@ def test_a_block_that_adds_nothing(tmp_path: Path, calibration: CalibrationData)
     save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
     report = quantize_checkpoint(source, tmp_path / "out", _recipe(), calibration)
     assert report.blocks[1].error == pytest.approx(0.0, abs=1e-6)
+
+
+def test_rotation_is_folded_into_a_plain_folder(
+    tmp_path: Path, calibration: CalibrationData
+) -> None:
+    """transformers loads the result as any other, with a head of its own, as it was measured."""
+    source = make_tiny_model(tmp_path / "model", tie=True)
+    recipe = _recipe(group_size=32, rotation={"seed": 1})
+    out = tmp_path / "out"
+    report = quantize_checkpoint(source, out, recipe, calibration, fmt="fake")
+    assert any("head" in warning for warning in report.warnings)
+    config = json.loads((out / "config.json").read_text())
+    assert config["tie_word_embeddings"] is False
+    with torch.no_grad():
+        original, quantized = (
+            AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            for folder in (source, out)
+        )
+        kls = []
+        for ids in calibration.held_out:
+            expected, found = (
+                model(ids.unsqueeze(0)).logits[0].log_softmax(-1) for model in (original, quantized)
+            )
+            kls.append((expected.exp() * (expected - found)).sum(-1))
+    kl = float(torch.cat(kls).mean())
+    assert kl == pytest.approx(report.measured.kl, rel=0.02)
+    norm = quantized.model.layers[0].input_layernorm.weight
+    assert torch.equal(quantized.model.norm.weight, torch.ones_like(norm))
+
+
+def test_rotation_is_refused_before_work(tmp_path: Path) -> None:
+    source = make_tiny_decoder(tmp_path / "model", "stablelm")
+    with pytest.raises(UserError, match="LayerNorm is none"):
+        check_checkpoint(source, tmp_path / "out", _recipe(group_size=32, rotation={}), "fake")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mlcawq.quantize.hadamard import Rotation, random_hadamard
+from mlcawq.quantize.rotation.hadamard import Rotation, random_hadamard
 
 # Powers of two, both of Paley's constructions, and hidden sizes of models.
 HADAMARD = [1, 2, 64, 256, 12, 20, 28, 36, 76, 108, 576, 640, 768, 896, 960, 1152, 1536, 2880]
