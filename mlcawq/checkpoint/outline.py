@@ -50,6 +50,11 @@ class Outline:
         self.num_blocks = len(self.blocks)
         self.table: Architecture | None = ARCHITECTURES.get(self.config.model_type)
 
+    @property
+    def readable(self) -> bool:
+        """Whether `reader` and `stored` are there."""
+        return not self._unreadable
+
     def problems(self) -> Iterator[Problem]:
         """Every shard that cannot be read, else every tensor of a quantized linear that is not as
         its config means it, else every one that is missing, unexpected or of the wrong shape."""

@@ -72,7 +72,7 @@ def repack(
     source = outline.stored.format
     assert source is not None  # `_checked` has looked at it
     linears = _linears(outline)
-    names = outline.stored.names
+    names = [name for name in outline.stored.names if name != _spare_head(outline, target)]
     with staged_folder(out, overwrite=overwrite) as stage:
         writer = weights_writer(stage, target, names)
         for done, name in enumerate(names):
@@ -93,6 +93,12 @@ def repack(
         copy_side_files(src, stage)
         _write_report(src, stage, target, linears, size)
     return Repacked(source.name, target.name, len(linears), outline.reader.total_bytes, size)
+
+
+def _spare_head(outline: Outline, target: Format) -> str | None:
+    """A head that is stored apart though it is the embedding, where a format has no use for it."""
+    tied = outline.config.tie_word_embeddings and not target.one_file
+    return f"{outline.names.stored_name(outline.skeleton.head)}.weight" if tied else None
 
 
 def _checked(src: Path, out: Path, target: Format, overwrite: bool) -> Outline:
@@ -121,6 +127,9 @@ def _checked(src: Path, out: Path, target: Format, overwrite: bool) -> Outline:
 
 
 def _folder_problems(outline: Outline, target: Format) -> Iterator[Problem]:
+    yield from outline.problems()
+    if not outline.readable:
+        return
     stored = outline.stored
     if stored.format is None:
         yield Problem(
@@ -131,7 +140,6 @@ def _folder_problems(outline: Outline, target: Format) -> Iterator[Problem]:
         return
     if stored.format is target:
         yield Problem(f"is stored as {target.name} already", str(outline.reader.folder))
-    yield from outline.problems()
     yield from target.problems(stored.linears)
     for name in outline.reader.names:
         if stored.unquantized(name) == name and outline.reader.info(name).dtype in _WIDER:
