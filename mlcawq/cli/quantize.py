@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from mlcawq.quantize.checks import Needs
+    from mlcawq.quantize.budget import Needs
     from mlcawq.quantize.report import BlockReport, Report
 
 
@@ -87,7 +87,8 @@ def quantize(
         str,
         typer.Option(
             "--format",
-            help="awq, or fake: the dequantized weights in float16, for measuring any --bits.",
+            help="awq (AutoAWQ's gemm), awq-gemv, awq-gemv-fast, llm-awq, compressed-tensors, or "
+            "fake: the dequantized weights in float16, for measuring any --bits.",
         ),
     ] = "awq",
     overwrite: Annotated[
@@ -107,17 +108,16 @@ def quantize(
         bool, typer.Option("--json", help="One JSON document on stdout.")
     ] = False,
 ) -> None:
-    """Quantize MODEL to a complete AutoAWQ "gemm" folder.
+    """Quantize MODEL to a complete folder, in AutoAWQ's "gemm" format or another.
 
     An interrupted run goes on after its last finished block when the same command is run again.
     """
-    if fmt not in ("awq", "fake"):
-        raise typer.BadParameter(f"{fmt!r} is neither awq nor fake", param_hint="--format")
-
     from mlcawq.checkpoint.source import load_tokenizer, resolve
+    from mlcawq.quantize.formats import find_format
     from mlcawq.quantize.patterns import parse_override
     from mlcawq.quantize.recipe import extended, load_recipe
 
+    find_format(fmt)
     size = int(group_size) if group_size and group_size.isdigit() else group_size
     options: dict[str, Any] = {"bits": bits, "group_size": size, "symmetric": symmetric}
     options = {key: value for key, value in options.items() if value is not None}
@@ -136,7 +136,7 @@ def quantize(
     from mlcawq.quantize.calibration import load_calibration
     from mlcawq.quantize.pipeline import check_checkpoint, quantize_checkpoint
 
-    check_checkpoint(folder, output, chosen, fmt, overwrite=overwrite)  # type: ignore[arg-type]
+    check_checkpoint(folder, output, chosen, fmt, overwrite=overwrite)
     console = Console(stderr=True)
     length = calib_seq_len or min(512, read_decoder_config(folder).max_position_embeddings)
     console.print("reading calibration text", style="dim", highlight=False)
@@ -155,7 +155,7 @@ def quantize(
                 chosen,
                 calibration,
                 name=folder.resolve().name if Path(model).expanduser().exists() else model,
-                fmt=fmt,  # type: ignore[arg-type]
+                fmt=fmt,
                 overwrite=overwrite,
                 restart=restart,
                 progress=progress,
@@ -230,7 +230,7 @@ class _Bar:
             self._say(f"  {line}")
 
     def planned(self, needs: Needs) -> None:
-        from mlcawq.quantize.checks import gigabytes
+        from mlcawq.quantize.budget import gigabytes
 
         self._say(
             f"about {gigabytes(needs.memory)} of memory and {gigabytes(needs.disk)} of disk needed"

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from mlcawq.families import ScalingGroup
-from mlcawq.quantize.guards import NotFiniteError
 from mlcawq.families.norms import weight_offset
 from mlcawq.families.rows import rows_of
+from mlcawq.quantize.guards import NotFiniteError
 
 
 def channel_rows(block: nn.Module, group: ScalingGroup, head_dim: int) -> torch.Tensor | None:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,8 +25,8 @@ from mlcawq.checkpoint.source import SIDE_FILES, copy_side_files, require_tokeni
 from mlcawq.checkpoint.streaming import StreamedModel
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.checkpoint.writing import (
-    ShardWriter,
     check_output,
+    replacing_problems,
     staged_folder,
     write_json,
 )
@@ -34,19 +35,25 @@ from mlcawq.families import ARCHITECTURES
 from mlcawq.families.rows import value_head_dim
 from mlcawq.families.tracing import described
 from mlcawq.quantize.block import BlockResult, quantize_block
+from mlcawq.quantize.budget import (
+    LOGIT_TOKENS,
+    Needs,
+    fitting,
+    limited,
+    machine_problems,
+)
 from mlcawq.quantize.calibration import CalibrationData, batched
 from mlcawq.quantize.checks import (
-    LOGIT_TOKENS,
-    Format,
-    Needs,
     calibration_problems,
-    estimate,
-    machine_problems,
+    notes,
     recipe_problems,
+    stored_bytes,
 )
 from mlcawq.quantize.distributed import everywhere, is_first, on_first, share, total
+from mlcawq.quantize.formats import find_format
+from mlcawq.quantize.formats.base import Format, LinearSpec, half
+from mlcawq.quantize.formats.folder import kept_linears, tied_head, weights_writer
 from mlcawq.quantize.guards import quantize_guarded
-from mlcawq.quantize.integer import QuantizedWeight
 from mlcawq.quantize.journal import Journal
 from mlcawq.quantize.metering import Meter, joined
 from mlcawq.quantize.place import Place, give_back_memory, run_exactly
@@ -65,11 +72,9 @@ from mlcawq.quantize.report.files import write_report
 from mlcawq.quantize.rotation import rotated_model, rotation_problems
 from mlcawq.quantize.rounding import Original
 from mlcawq.quantize.shortage import shortage_told
+from mlcawq.quantize.specs import linear_specs
 from mlcawq.quantize.states import HiddenStates, shapes_of
 from mlcawq.quantize.verification import check_function, check_weights, digest_of
-from tir_kernels import reference
-
-_SHARD_BYTES = 2 * 2**30
 
 
 class Progress(Protocol):
@@ -105,7 +110,7 @@ class Silent:
 
 
 def check_checkpoint(
-    src: Path, out: Path, recipe: Recipe, fmt: Format = "awq", *, overwrite: bool = False
+    src: Path, out: Path, recipe: Recipe, fmt: str = "awq", *, overwrite: bool = False
 ) -> None:
     """Raise UserError with everything in the way of quantizing `src` to `out`. Reads no weights.
 
@@ -117,7 +122,7 @@ def check_checkpoint(
     for check in (
         lambda: require_tokenizer(src),
         lambda: raise_all(_checkpoint_problems(_outline(src), recipe, fmt)),
-        lambda: raise_all(_replacing_problems(src, out, overwrite)),
+        lambda: raise_all(replacing_problems(src, out, overwrite)),
         lambda: check_output(out, overwrite=overwrite or ours),
     ):
         try:
@@ -127,7 +132,7 @@ def check_checkpoint(
     raise_all(problems)
 
 
-def _checkpoint_problems(outline: Outline, recipe: Recipe, fmt: Format) -> Iterator[Problem]:
+def _checkpoint_problems(outline: Outline, recipe: Recipe, fmt: str) -> Iterator[Problem]:
     yield from recipe_problems(outline, recipe, fmt)
     yield from outline.problems()
     if recipe.rotation is not None and outline.table is not None:
@@ -142,19 +147,6 @@ def _outline(src: Path) -> Outline:
     return outline
 
 
-def _replacing_problems(src: Path, out: Path, overwrite: bool) -> Iterator[Problem]:
-    """--overwrite replaces an earlier result, never the original or a folder of other things."""
-    place, source = out.resolve(), src.resolve()
-    if place == source or place in source.parents:
-        yield Problem("the output would replace the original model", str(out), "choose another -o")
-    elif overwrite and out.is_dir() and any(out.iterdir()) and not (out / "config.json").is_file():
-        yield Problem(
-            "--overwrite replaces model folders only, and there is no config.json",
-            str(out),
-            "choose another -o, or remove the folder yourself",
-        )
-
-
 def quantize_checkpoint(
     src: Path,
     out: Path,
@@ -162,7 +154,7 @@ def quantize_checkpoint(
     calibration: CalibrationData,
     *,
     name: str | None = None,
-    fmt: Format = "awq",
+    fmt: str = "awq",
     overwrite: bool = False,
     restart: bool = False,
     progress: Progress | None = None,
@@ -173,7 +165,7 @@ def quantize_checkpoint(
     """Quantize the checkpoint folder `src` into the folder `out`.
 
     name: what the model card calls the model; the folder's name when None.
-    fmt: "awq" writes AutoAWQ's gemm storage, "fake" the dequantized weights in float16.
+    fmt: the storage format, one of `formats.FORMATS`.
     overwrite: replace an `out` that is not empty.
     restart: discard what an earlier, unfinished run has left.
     max_memory: bytes that this process may take; hidden states go to the disk, and batches get
@@ -211,7 +203,7 @@ def _quantize_checkpoint(
     calibration: CalibrationData,
     *,
     name: str | None,
-    fmt: Format,
+    fmt: str,
     overwrite: bool,
     restart: bool,
     progress: Progress,
@@ -235,13 +227,14 @@ def _quantize_checkpoint(
             journal.discard()
         return done
     on_first(lambda: check_output(out, overwrite=overwrite))
-    tokens = calibration.tokens + 2 * sum(len(sequence) for sequence in calibration.held_out)
-    needs = estimate(model.outline, recipe, fmt, tokens)
-    raise_all(machine_problems(needs, out))
+    stored = stored_bytes(model.outline, recipe, fmt)
+    needs = fitting(model.outline, recipe, stored, calibration, limited(max_memory))
+    needs = replace(needs, notes=tuple(notes(model.outline, recipe)))
+    everywhere(lambda: raise_all(machine_problems(needs, out, max_memory)))
     progress.planned(needs)
 
     with Journal(out, fingerprint, restart=restart) as journal:
-        run = _Run(model, recipe, calibration, fmt, journal, meter, needs, place)
+        run = _Run(model, recipe, calibration, find_format(fmt), journal, meter, needs, place)
         progress.started(model.num_blocks, journal.finished)
         for i in range(journal.finished, model.num_blocks):
             progress.block_done(run.block(i))
@@ -289,7 +282,7 @@ class _Run:
         if is_first():
             self._clear_beside("partial")
         text, self.held_out = (
-            batched(share(sorted(sequences, key=len, reverse=True)))
+            batched(share(sorted(sequences, key=len, reverse=True)), needs.batch_tokens)
             for sequences in (calibration.sequences, calibration.held_out)
         )
         self.states = {"calibration": self._room(text), "original": self._room(self.held_out)}
@@ -308,7 +301,9 @@ class _Run:
 
     def _room(self, batches: Sequence[torch.Tensor]) -> HiddenStates:
         """For the hidden states of token ids [B, T] each."""
-        return HiddenStates(shapes_of(batches), self.model.config.hidden_size, self.place.device)
+        folder = self.journal.folder if self.needs.on_disk else None
+        size = self.model.config.hidden_size
+        return HiddenStates(shapes_of(batches), size, self.place.device, folder)
 
     def _clear_beside(self, kind: str) -> None:
         """Remove what a killed run has left: this process alone holds the journal's lock.
@@ -350,6 +345,7 @@ class _Run:
         digests = {
             model.checkpoint_name(i, linear): digest_of(weight)
             for linear, weight in result.weights.items()
+            if is_first()
         }
         usage = asdict(self.meter.lap())
         entry = {"report": asdict(report), "usage": usage, "digests": digests}
@@ -416,10 +412,9 @@ class _Run:
         tensors: dict[str, torch.Tensor] = {}
         for linear, weight in result.weights.items():
             name = self.model.checkpoint_name(i, linear)
-            if self.fmt == "fake":
-                tensors[f"{name}.weight"] = half(weight.dequantized().T, f"{name}.weight")
-            else:
-                tensors |= {f"{name}.{key}": value for key, value in awq_tensors(weight).items()}
+            active = self.recipe.activations.bits if self.recipe.activations else None
+            K, N = weight.codes.shape
+            tensors |= self.fmt.tensors(name, weight, LinearSpec(K, N, weight.grid, active))
         for key, value in result.changed.items():
             name = self.model.checkpoint_name(i, key)
             tensors[name] = half(value, name)
@@ -472,15 +467,17 @@ class _Run:
         """
         model = self.model
         with staged_folder(out, overwrite=overwrite) as stage:
-            writer = ShardWriter(stage, _SHARD_BYTES)
+            writer = weights_writer(stage, self.fmt, model.outline.stored.names, self.needs.shard)
             size = 0
-            for name, tensor in self._tensors():
+            for name, tensor in chain(self._tensors(), tied_head(model.outline, self.fmt)):
                 writer.add(name, tensor)
                 size += tensor.nbytes
             writer.close()
             config = portable_config(model.config, dtype="float16")
-            if self.fmt == "awq":
-                config["quantization_config"] = quantization_config(self.recipe)
+            linears = self._quantized()
+            entry = self.fmt.quantization_config(linears, kept_linears(model.outline, linears))
+            if entry is not None:
+                config["quantization_config"] = entry
             write_json(stage / "config.json", config)
             copy_side_files(model.folder, stage)
             report = replace(
@@ -490,6 +487,16 @@ class _Run:
             self._check(stage)
         self._clear_beside("old")
         return report
+
+    def _quantized(self) -> dict[str, LinearSpec]:
+        """The linears that were quantized, by full name."""
+        specs = linear_specs(self.model.outline, self.recipe)
+        names = (
+            self.model.checkpoint_name(i, linear.name)
+            for i, report in enumerate(self.block_reports())
+            for linear in report.linears
+        )
+        return {name: specs[name] for name in names}
 
     def _check(self, folder: Path) -> None:
         """Read what was written, and compare it with what was computed."""
@@ -537,46 +544,6 @@ def _with_size(
     )
 
 
-def awq_tensors(weight: QuantizedWeight) -> dict[str, torch.Tensor]:
-    """A linear in AutoAWQ's gemm storage: qweight, qzeros and scales."""
-    return {
-        "qweight": torch.from_numpy(reference.pack(weight.codes.numpy())),
-        "qzeros": torch.from_numpy(reference.pack(weight.zero.numpy())),
-        "scales": weight.scale.contiguous(),
-    }
-
-
-def quantization_config(recipe: Recipe) -> dict[str, Any]:
-    """config.json's entry, in AutoAWQ's terms.
-
-    `zero_point` says whether zero points are stored. The gemm version always stores them, with
-    symmetric integers too (8 everywhere), and readers that are told otherwise refuse the file or
-    look for another kernel.
-    """
-    return {
-        "quant_method": "awq",
-        "bits": recipe.bits,
-        "group_size": recipe.group_size,
-        "zero_point": True,
-        "version": "gemm",
-        "modules_to_not_convert": list(recipe.modules_to_not_convert),
-    }
-
-
-def half(tensor: torch.Tensor, name: str) -> torch.Tensor:
-    """`tensor` as float16. Raises UserError naming it where a value does not fit."""
-    if tensor.dtype == torch.float16 or not tensor.is_floating_point():
-        return tensor
-    result = tensor.to(torch.float16)
-    if not torch.isfinite(result).all():
-        raise UserError.one(
-            "holds values that are not finite in float16, which AWQ storage uses",
-            name,
-            "this model cannot be stored in AutoAWQ's format",
-        )
-    return result
-
-
 def _unstorable(model: StreamedModel) -> Iterator[Problem]:
     """The tensors outside the blocks that float16 cannot hold; blocks are checked one by one."""
     blocks = {name for i in range(model.num_blocks) for name in model.block_tensors(i)}
@@ -601,7 +568,7 @@ def _versions() -> dict[str, str]:
 
 
 def _fingerprint(
-    model: StreamedModel, recipe: Recipe, calibration: CalibrationData, fmt: Format
+    model: StreamedModel, recipe: Recipe, calibration: CalibrationData, fmt: str
 ) -> dict[str, Any]:
     """What the output's bytes depend on, by topic."""
     reader = model.reader

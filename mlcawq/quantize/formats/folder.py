@@ -11,9 +11,9 @@ from torch import nn
 from mlcawq.checkpoint.outline import Outline
 from mlcawq.checkpoint.single_file import SingleFileWriter
 from mlcawq.checkpoint.writing import ShardWriter
+from mlcawq.quantize.budget import SHARD_BYTES
 from mlcawq.quantize.formats.base import Format, half
 
-_SHARD_BYTES = 2 * 2**30
 _MOST_PARTS = 4  # tensors that any format makes of one
 
 
@@ -37,12 +37,15 @@ def kept_linears(outline: Outline, quantized: Collection[str]) -> list[str]:
 
 
 def weights_writer(
-    stage: Path, fmt: Format, names: Collection[str]
+    stage: Path, fmt: Format, names: Collection[str], shard: int = SHARD_BYTES
 ) -> ShardWriter | SingleFileWriter:
-    """Where the tensors of a model with these, by unquantized names, go."""
+    """Where the tensors of a model with these, by unquantized names, go.
+
+    shard: bytes of a file, which are in memory until it is written, where there may be several.
+    """
     if fmt.one_file:
         return SingleFileWriter(stage, _MOST_PARTS * len(names) + 1)
-    return ShardWriter(stage, _SHARD_BYTES)
+    return ShardWriter(stage, shard)
 
 
 def tied_head(outline: Outline, fmt: Format) -> Iterator[tuple[str, torch.Tensor]]:
