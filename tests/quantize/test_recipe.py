@@ -9,18 +9,21 @@ import pytest
 from mlcawq.errors import UserError
 from mlcawq.quantize.integer import IntegerGrid
 from mlcawq.quantize.recipe import (
+    ActivationRecipe,
     CompensationRecipe,
     Override,
     Recipe,
+    RotationRecipe,
     extended,
     load_recipe,
     parse_recipe,
     recipe_names,
+    recipe_summary,
 )
 
 
 def test_shipped_recipes_say_what_the_code_defaults_to() -> None:
-    assert recipe_names() == ["awq", "awq+gptq", "gptq", "rtn"]
+    assert {"awq", "awq+gptq", "gptq", "quarot", "rtn", "smooth-w8a8"} <= set(recipe_names())
     assert load_recipe("awq") == Recipe()
     compensated = CompensationRecipe()
     assert load_recipe("awq+gptq") == Recipe(name="awq+gptq", compensation=compensated)
@@ -28,6 +31,23 @@ def test_shipped_recipes_say_what_the_code_defaults_to() -> None:
         name="gptq", scale=None, clip=None, compensation=compensated
     )
     assert load_recipe("rtn") == Recipe(name="rtn", scale=None, clip=None)
+    assert load_recipe("quarot") == Recipe(
+        name="quarot", rotation=RotationRecipe(), scale=None, compensation=compensated
+    )
+    assert load_recipe("smooth-w8a8") == Recipe(
+        name="smooth-w8a8",
+        bits=8,
+        group_size="channel",
+        symmetric=True,
+        clip=None,
+        activations=ActivationRecipe(),
+    )
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_shipped_recipes_tell_what_they_are(name: str) -> None:
+    assert load_recipe(name).name == name
+    assert len(recipe_summary(name)) > 20
 
 
 def test_integers_of_a_linear() -> None:
@@ -81,7 +101,7 @@ def test_not_a_recipe(tmp_path: Path, content: str) -> None:
 
 
 def test_unknown_recipe_lists_the_known() -> None:
-    with pytest.raises(UserError, match=r"awq, awq\+gptq, gptq, rtn"):
+    with pytest.raises(UserError, match=r"awq, awq\+gptq, .*rtn"):
         load_recipe("magic")
 
 
