@@ -23,6 +23,7 @@ from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.checkpoint.unknown import worked_out
 from mlcawq.errors import raise_all
 from mlcawq.families import Architecture
+from mlcawq.quantize.activations import RoundedInputs
 
 _HEAD_BYTES = 128 * 2**20  # of head weights held in the compute type at a time
 _PLANS_KEPT = 8
@@ -150,12 +151,21 @@ class StreamedModel:
     def block(self, i: int) -> nn.Module:
         """Decoder block i with its weights, in eval mode. The caller owns it.
 
-        Experts are modules of their own, with linears named as in the checkpoint.
+        Experts are modules of their own, with linears named as in the checkpoint. Linears that are
+        stored for quantized activations round what they are given.
         """
         block = self.bare_block(i)
         state = self._names.state(self.outline.path(i), block, self.tensor)
         block.load_state_dict(state, assign=True)
+        for name, module in block.named_modules():
+            bits = self._activation_bits(self.checkpoint_name(i, name))
+            if bits is not None and isinstance(module, nn.Linear):
+                RoundedInputs([module], bits)
         return block.eval().requires_grad_(False)
+
+    def _activation_bits(self, linear: str) -> int | None:
+        spec = self.outline.stored.linears.get(linear)
+        return None if spec is None else spec.activation_bits
 
     def whole(self) -> Any:
         """transformers' causal LM, weights in the compute type."""

@@ -10,6 +10,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 model = AutoModelForCausalLM.from_pretrained("THIS_FOLDER", dtype="float16", device_map="auto")
 tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
 """
+# Without `dequantize`, transformers 5.23 loads no packed zero points.
+_DEQUANTIZED = """
+from transformers import AutoModelForCausalLM, AutoTokenizer, CompressedTensorsConfig
+
+model = AutoModelForCausalLM.from_pretrained(
+    "THIS_FOLDER",
+    dtype="float16",
+    quantization_config=CompressedTensorsConfig(dequantize=True),  # not for 8-bit activations
+)
+tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")
+"""
 _AUTOAWQ = """
 from awq import AutoAWQForCausalLM
 
@@ -25,6 +36,16 @@ _REPACK = "mlcawq repack THIS_FOLDER -o OUT --format awq"
 _WITH_GPTQMODEL = Use("transformers (with `pip install gptqmodel`)", "python", _TRANSFORMERS)
 _WITH_AUTOAWQ = Use("AutoAWQ", "python", _AUTOAWQ)
 _WITH_VLLM = Use("vLLM", "python", _VLLM)
+_WITH_LLM_AWQ = Use(
+    "llm-awq, in a checkout of it",
+    "sh",
+    """
+    python -m awq.entry --model_path THIS_FOLDER --w_bit 4 --q_group_size 128 \\
+        --load_quant THIS_FOLDER/model.safetensors --tasks wikitext
+    python tinychat/demo.py --model_type llama --model_path THIS_FOLDER \\
+        --q_group_size 128 --load_quant THIS_FOLDER/model.safetensors
+    """,
+)
 _AS_GEMM = Use("Everything else (vLLM, SGLang, mlc_llm), after a repacking", "sh", _REPACK)
 
 FORMAT_CARDS = {
@@ -65,15 +86,16 @@ FORMAT_CARDS = {
         (_WITH_AUTOAWQ, _AS_GEMM),
     ),
     "llm-awq": FormatCard(
-        "Stored as llm-awq (MIT-HAN-Lab) packs weights; all other tensors are float16.",
+        "Stored as llm-awq (MIT-HAN-Lab) packs weights, in safetensors; all other tensors are "
+        "float16.",
         "awq",
-        (_AS_GEMM,),
+        (_WITH_LLM_AWQ, _AS_GEMM),
     ),
     "compressed-tensors": FormatCard(
         "Stored as compressed-tensors; all other tensors are float16.",
         "compressed-tensors",
         (
-            Use("transformers (with `pip install compressed-tensors`)", "python", _TRANSFORMERS),
+            Use("transformers (with `pip install compressed-tensors`)", "python", _DEQUANTIZED),
             _WITH_VLLM,
         ),
     ),

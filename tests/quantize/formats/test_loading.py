@@ -14,6 +14,8 @@ from quantized_folders import make_quantized_folder
 from safetensors.torch import load_file
 from tiny_models import make_tiny_model
 
+from mlcawq.checkpoint.streaming import StreamedModel
+from mlcawq.quantize import activations
 from mlcawq.quantize.integer import IntegerGrid
 
 LOADERS = Path(__file__).parent / "loaders"
@@ -168,3 +170,31 @@ def test_transformers_gives_the_logits_of_compressed_tensors(
     # It dequantizes in the type of the scales.
     expected = _expected(source, {name: t.half().float() for name, t in state.items()}, ids)
     assert np.abs(found - expected).max() < 1e-4 * expected.std()
+
+
+@needs_library
+def test_quantized_activations_are_those_of_transformers(
+    source: Path, ids: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    grid = IntegerGrid(8, 128, symmetric=True)
+    folder, state = make_quantized_folder(
+        source, tmp_path / "m", "compressed-tensors", grid, per_channel=True, activation_bits=8
+    )
+    tokens = torch.from_numpy(np.load(ids))
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    with torch.no_grad():
+        expected = model(tokens).logits
+    plain = torch.from_numpy(_expected(source, state, ids))
+    assert (plain - expected).std() > 1e-4 * expected.std()
+
+    def rounded(inputs: torch.Tensor, _: int) -> torch.Tensor:
+        """As the library does it on CPUs: its largest integer is 127.5, where kernels have 127."""
+        scale = inputs.abs().amax(-1, keepdim=True) / 127.5
+        return (inputs / scale).round().clamp(-128, 127) * scale
+
+    monkeypatch.setattr(activations, "round_tokens", rounded)
+    (found,) = StreamedModel(folder).logits([tokens])
+    # A value here and there rounds to the other side.
+    assert (found - expected).std() < 0.1 * (plain - expected).std()
