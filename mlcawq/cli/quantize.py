@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
@@ -91,6 +92,24 @@ def quantize(
             "fake: the dequantized weights in float16, for measuring any --bits.",
         ),
     ] = "awq",
+    max_memory: Annotated[
+        str | None,
+        typer.Option(
+            "--max-memory",
+            help="What this process may take, as 8GB: where it is little, hidden states go to the "
+            "disk and batches get smaller.  [default: what is free]",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option("--device", help="auto (a GPU where there is one), cpu, cuda or cuda:1.")
+    ] = "auto",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            "--dtype",
+            help="Of a running block's products: auto, float32 or bfloat16. Searches are float32.",
+        ),
+    ] = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an output folder that exists.")
     ] = False,
@@ -111,10 +130,13 @@ def quantize(
     """Quantize MODEL to a complete folder, in AutoAWQ's "gemm" format or another.
 
     An interrupted run goes on after its last finished block when the same command is run again.
+    Several processes share the work: torchrun --nproc-per-node 2 -m mlcawq quantize ...
     """
     from mlcawq.checkpoint.source import load_tokenizer, resolve
+    from mlcawq.quantize.budget import parse_bytes
     from mlcawq.quantize.formats import find_format
     from mlcawq.quantize.patterns import parse_override
+    from mlcawq.quantize.place import find_device, find_dtype
     from mlcawq.quantize.recipe import extended, load_recipe
 
     find_format(fmt)
@@ -127,51 +149,61 @@ def quantize(
         "modules_to_not_convert": list(keep or ()),
     }
     chosen = extended(chosen, further)
-    folder = resolve(model, trust_pickle=trust_pickle, revision=revision)
+    memory = parse_bytes(max_memory, "--max-memory") if max_memory else None
+    place, products = find_device(device), find_dtype(dtype)
 
     _quiet_libraries()
     from rich.console import Console
 
     from mlcawq.checkpoint.decoder_config import read_decoder_config
+    from mlcawq.quantize import distributed
     from mlcawq.quantize.calibration import load_calibration
     from mlcawq.quantize.pipeline import check_checkpoint, quantize_checkpoint
 
-    check_checkpoint(folder, output, chosen, fmt, overwrite=overwrite)
-    console = Console(stderr=True)
-    length = calib_seq_len or min(512, read_decoder_config(folder).max_position_embeddings)
-    console.print("reading calibration text", style="dim", highlight=False)
-    calibration = load_calibration(
-        calib,
-        load_tokenizer(folder),
-        samples=calib_samples,
-        seq_len=length,
-        seed=seed,
-    )
-    try:
-        with _Bar(console) as progress:
-            report = quantize_checkpoint(
-                folder,
-                output,
-                chosen,
-                calibration,
-                name=folder.resolve().name if Path(model).expanduser().exists() else model,
-                fmt=fmt,
-                overwrite=overwrite,
-                restart=restart,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        console.print(
-            "interrupted; the finished blocks are kept: run the same command again to go on",
-            highlight=False,
+    with distributed.session():
+        folder = resolve(model, trust_pickle=trust_pickle, revision=revision)
+
+        check_checkpoint(folder, output, chosen, fmt, overwrite=overwrite)
+        console = Console(stderr=True, quiet=not distributed.is_first())
+        length = calib_seq_len or min(512, read_decoder_config(folder).max_position_embeddings)
+        console.print("reading calibration text", style="dim", highlight=False)
+        calibration = load_calibration(
+            calib,
+            load_tokenizer(folder),
+            samples=calib_samples,
+            seq_len=length,
+            seed=seed,
         )
-        sys.exit(130)
-    if json_output:
-        print(json.dumps({"output": str(output), **report.to_json()}, indent=2))
-    else:
-        out = Console()
-        out.print(_table(report))
-        out.print(_summary(report, output), highlight=False, soft_wrap=True)
+        try:
+            with _Bar(console) as progress:
+                report = quantize_checkpoint(
+                    folder,
+                    output,
+                    chosen,
+                    calibration,
+                    name=folder.resolve().name if Path(model).expanduser().exists() else model,
+                    fmt=fmt,
+                    overwrite=overwrite,
+                    restart=restart,
+                    progress=progress,
+                    max_memory=memory,
+                    device=place,
+                    dtype=products,
+                )
+        except KeyboardInterrupt:
+            console.print(
+                "interrupted; the finished blocks are kept: run the same command again to go on",
+                highlight=False,
+            )
+            sys.exit(130)
+        if not distributed.is_first():
+            return
+        if json_output:
+            print(json.dumps({"output": str(output), **report.to_json()}, indent=2))
+        else:
+            out = Console()
+            out.print(_table(report))
+            out.print(_summary(report, output), highlight=False, soft_wrap=True)
 
 
 def _quiet_libraries() -> None:
@@ -210,7 +242,8 @@ class _Bar:
             disable=not console.is_terminal,
         )
         self._task = self._bar.add_task("block", total=None, loss="")
-        self._blocks = 0
+        self._blocks = self._left = 0
+        self._begun: float | None = None
 
     def __enter__(self) -> _Bar:
         self._bar.start()
@@ -233,18 +266,26 @@ class _Bar:
         from mlcawq.quantize.budget import gigabytes
 
         self._say(
-            f"about {gigabytes(needs.memory)} of memory and {gigabytes(needs.disk)} of disk needed"
+            f"about {gigabytes(needs.memory)} of memory and {gigabytes(needs.disk)} of disk "
+            f"needed, {needs.batch_tokens} tokens at a time, hidden states "
+            f"{'on the disk' if needs.on_disk else 'in memory'}; the time is told after a block"
         )
         for note in needs.notes:
             self._say(note)
 
     def started(self, blocks: int, finished: int) -> None:
-        self._blocks = blocks
+        self._blocks, self._left = blocks, blocks - finished
+        self._begun = time.monotonic()
         self._bar.update(self._task, total=blocks, completed=finished)
         if finished:
             self._say(f"going on after {finished} finished blocks of {blocks}")
 
     def block_done(self, report: BlockReport) -> None:
+        self._left -= 1
+        if self._begun is not None and self._left:
+            each = time.monotonic() - self._begun
+            self._say(f"{_time(each)} for a block, about {_time(each * self._left)} for the rest")
+        self._begun = None  # the first block is the measure
         self._bar.update(self._task, advance=1, loss=f"loss {report.error:.4f}")
         if not self._console.is_terminal:
             self._say(f"{report.name}: relative output error {report.error:.4f}")
@@ -254,6 +295,12 @@ class _Bar:
 
     def _say(self, line: str) -> None:
         self._console.print(line, style="dim", highlight=False)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def _table(report: Report) -> Table:

@@ -8,6 +8,7 @@ memory is short.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import nn
 
 from mlcawq.checkpoint.outline import Outline
 from mlcawq.checkpoint.writing import free_bytes
-from mlcawq.errors import Problem
+from mlcawq.errors import Problem, UserError
 from mlcawq.quantize.calibration import BATCH_TOKENS, CalibrationData
 from mlcawq.quantize.integer import CHUNK
 from mlcawq.quantize.recipe import Recipe
@@ -233,3 +234,16 @@ def available_memory() -> int:
 def gigabytes(size: float) -> str:
     """Bytes for people."""
     return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.1f} MB"
+
+
+def parse_bytes(text: str, where: str) -> int:
+    """ "8GB" -> 8e9; binary units (GiB) and fractions are understood, and bytes without a unit.
+
+    Raises UserError naming `where` for anything else.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if found is None or not float(found[1]):
+        raise UserError.one(f"{text!r} is no size", where, "give one like 8GB or 500MB")
+    return int(
+        float(found[1]) * (1024 if found[3] else 1000) ** "_KMGT".index(found[2].upper() or "_")
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 import sys
 from dataclasses import dataclass
 from functools import lru_cache
@@ -10,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from mlcawq.errors import UserError
+from mlcawq.quantize.distributed import local_rank
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,34 @@ def run_exactly(block: nn.Module, states: torch.Tensor, arguments: dict[str, Any
     """A settled block in float32: hidden states [B, T, hidden_size] to the same."""
     output = type(block).forward(block, states, **arguments)
     return output[0] if isinstance(output, tuple) else output
+
+
+def find_device(name: str) -> torch.device:
+    """auto, cpu, cuda or cuda:i; of several processes on a machine each gets a GPU of its own.
+
+    Raises UserError for a name that is none of these, and for a GPU that is not there.
+    """
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not count):
+        return torch.device("cpu")
+    found = re.fullmatch(r"(?:auto|cuda(?::(\d+))?)", name)
+    if found is None:
+        raise UserError.one(f"no device {name!r}", "--device", "auto, cpu, cuda or cuda:1")
+    if not count:
+        raise UserError.one("torch finds no GPU", f"--device {name}", "use --device cpu")
+    index = int(found[1]) if found[1] else local_rank() % count
+    if index >= count:
+        raise UserError.one(
+            f"torch finds {count} GPUs, counted from 0", f"--device {name}", "choose one of them"
+        )
+    return torch.device("cuda", index)
+
+
+def find_dtype(name: str) -> torch.dtype:
+    """auto, float32 or bfloat16. Raises UserError for other names."""
+    if name not in ("auto", "float32", "bfloat16"):
+        raise UserError.one(f"no type {name!r}", "--dtype", "auto, float32 or bfloat16")
+    return torch.bfloat16 if name == "bfloat16" else torch.float32
 
 
 def give_back_memory() -> None:
