@@ -52,8 +52,16 @@ def _naming_problems(
     outline: Outline, recipe: Recipe, linears: Mapping[str, Shape]
 ) -> Iterator[Problem]:
     """Patterns that choose nothing, a slip of the pen, or that keep everything."""
+    if not linears:
+        yield Problem(
+            f"the decoder blocks of {outline.config.model_type!r} have no linears that can be "
+            "quantized",
+            "config.json",
+        )
+        return
     names = (outline.skeleton.head, outline.skeleton.embedding)
-    known = [*linears, *map(outline.names.stored_name, names)]
+    # Recipes say lm_head for the head, whatever the model calls it.
+    known = [*linears, "lm_head", *map(outline.names.stored_name, names)]
     yield from naming_problems(recipe.modules_to_not_convert, known, "--keep")
     overridden = [override.match for override in recipe.overrides]
     yield from naming_problems(overridden, list(linears), "--override")
