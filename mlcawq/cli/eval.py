@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from mlcawq.cli.bars import Bars
 
 if TYPE_CHECKING:
     from mlcawq.evaluate.metrics import Estimate
@@ -115,42 +116,12 @@ def eval_(
         max_tokens=max_tokens,
         max_new_tokens=max_new_tokens,
     )
-    with _Progress() as progress:
+    with Bars() as progress:
         report = evaluate(request, progress)
     if json_output:
         print(json.dumps(report.as_json(), indent=2, ensure_ascii=False))
     else:
         print("\n".join(_lines(report)))
-
-
-class _Progress:
-    """One bar on stderr for every part of the work; silent where stderr is no terminal."""
-
-    def __enter__(self) -> _Progress:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        console = Console(file=sys.stderr)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed}/{task.total}"),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self._tasks: dict[str, object] = {}
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        if what not in self._tasks:
-            self._tasks[what] = self._bar.add_task(what, total=total)
-        self._bar.update(self._tasks[what], completed=done)  # type: ignore[arg-type]
 
 
 def _lines(report: Report) -> list[str]:

@@ -56,7 +56,12 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "eval": (
         "mlcawq.cli.eval",
         "eval_",
-        "Perplexity, KL divergence and exact answers of a checkpoint or a built model.",
+        "Perplexity, KL divergence, exact answers and tasks of a checkpoint or a built model.",
+    ),
+    "compare": (
+        "mlcawq.cli.compare",
+        "compare",
+        "Several quantized models side by side: cost, and distance from fp16.",
     ),
     "doctor": (
         "mlcawq.cli.doctor",
