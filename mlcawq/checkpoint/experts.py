@@ -36,13 +36,19 @@ USUAL_NAMES = ExpertNames("gate_proj", "up_proj", "down_proj")
 def is_fused(module: nn.Module) -> bool:
     """Whether `module` is transformers' fused experts in a form that can be taken apart."""
     # `use_experts_implementation` gives a class these, and says by them how it computes.
-    flags = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "num_experts", "act_fn")
+    flags = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "num_experts")
     if not all(hasattr(module, flag) for flag in flags):
+        return False
+    if not hasattr(module, "act_fn") and (_gates_as_usual(module) or not module.has_gate):
         return False
     first = "gate_up_proj" if module.has_gate else "up_proj"
     return all(
         getattr(getattr(module, name, None), "ndim", 0) == 3 for name in (first, "down_proj")
     )
+
+
+def _gates_as_usual(fused: Any) -> bool:
+    return bool(type(fused)._apply_gate.__module__ == "transformers.integrations.moe")
 
 
 def fused_experts(block: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -76,7 +82,7 @@ class Expert(nn.Module):
             weight = fused.down_proj
             linear = nn.Linear(k, n, fused.has_bias, device=weight.device, dtype=weight.dtype)
             self.add_module(name, linear.requires_grad_(False))
-        self.act_fn = fused.act_fn
+        self.act_fn: Any = getattr(fused, "act_fn", None)
         self._gating = gating
         self.routed_tokens: torch.Tensor = torch.empty(0, dtype=torch.long)
         self.routing_weights: torch.Tensor = torch.empty(0)
@@ -131,8 +137,8 @@ class _Gating:
     """
 
     def __init__(self, fused: Any) -> None:
-        self._act = fused.act_fn
-        self._usual = type(fused)._apply_gate.__module__ == "transformers.integrations.moe"
+        self._act: Any = getattr(fused, "act_fn", None)
+        self._usual = _gates_as_usual(fused)
         self._module: Any = object.__new__(type(fused))
         nn.Module.__init__(self._module)
         settings = {k: v for k, v in vars(fused).items() if k not in vars(self._module)}

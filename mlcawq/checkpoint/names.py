@@ -176,6 +176,27 @@ class TensorMap:
                 return self._stored[candidate]
         return None
 
+    def holders(self, name: str) -> list[str]:
+        """The checkpoint tensors that hold a model tensor together with others, sorted."""
+        if name in self._converted:
+            return sorted(set(self._sources(name)))
+        experts = next((path for path in self._fused if name.startswith(f"{path}.")), None)
+        if experts is None:
+            return []
+        leaf = name.split(".")[-2]
+        down = leaf == self.expert_names.down
+        return sorted(
+            held
+            for key, _ in self._fused[experts].named_parameters(recurse=False)
+            if key.startswith("down_proj") == down and name.endswith("bias") == key.endswith("bias")
+            for held in self._sources(f"{experts}.{key}")
+        )
+
+    def _sources(self, name: str) -> list[str]:
+        if name in self._converted:
+            return [source for source, _ in self._converted[name].sources]
+        return [self._stored[name]] if name in self._stored else []
+
     def _tied_to(self, name: str) -> str | None:
         return next((target for target, source in self._tied.items() if source == name), None)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 from torch import nn
@@ -49,6 +50,8 @@ class Outline:
         self.blocks = self.skeleton.blocks
         self.num_blocks = len(self.blocks)
         self.table: Architecture | None = ARCHITECTURES.get(self.config.model_type)
+        self._shapes: dict[int, dict[str, Shape]] = {}
+        self._listed: dict[int, list[str]] = {}
 
     @property
     def readable(self) -> bool:
@@ -98,24 +101,49 @@ class Outline:
         """Block i with its parameters on the meta device, experts apart."""
         return unfused(copy.deepcopy(self.blocks[i]), self.names.expert_names)
 
+    def like(self, i: int) -> int:
+        """The first block that has the same modules as block i, in the same shapes."""
+        return self._firsts[i]
+
+    @cached_property
+    def _firsts(self) -> list[int]:
+        seen: dict[object, int] = {}
+        return [seen.setdefault(_kind(block), i) for i, block in enumerate(self.blocks)]
+
     def linear_shapes(self, i: int) -> dict[str, Shape]:
         """Every linear of block i, by its name in the block."""
-        return {
-            name: (module.in_features, module.out_features)
-            for name, module in self.bare_block(i).named_modules()
-            if isinstance(module, nn.Linear)
-        }
+        first = self.like(i)
+        if first not in self._shapes:
+            self._shapes[first] = {
+                name: (module.in_features, module.out_features)
+                for name, module in self.bare_block(first).named_modules()
+                if isinstance(module, nn.Linear)
+            }
+        return self._shapes[first]
 
     def quantizable(self, i: int) -> dict[str, Shape]:
         """The linears of block i that are quantized, by their names in it.
 
         Those that its architecture's table lists; all of them where there is no table.
         """
-        shapes = self.linear_shapes(i)
-        if self.table is None:
+        shapes, table = self.linear_shapes(i), self.table
+        if table is None:
             return shapes
-        groups = self.table.groups_of(self.bare_block(i))
-        return {name: shapes[name] for group in groups for name in group.linears}
+        first = self.like(i)
+        if first not in self._listed:
+            groups = table.groups_of(self.bare_block(first))
+            self._listed[first] = [name for group in groups for name in group.linears]
+        return {name: shapes[name] for name in self._listed[first]}
+
+    def merged(self, i: int) -> dict[str, list[str]]:
+        """The quantizable linears of block i whose weight is no tensor of its own in the
+        checkpoint -> the tensors that hold it with others: experts in one, a fused projection."""
+        found = {name: f"{self.path(i)}.{name}.weight" for name in self.quantizable(i)}
+        return {
+            name: self.names.holders(weight)
+            for name, weight in found.items()
+            if self.names.source_of(weight) is None and self.names.holders(weight)
+        }
 
     def all_quantizable(self) -> dict[str, Shape]:
         """`quantizable` of every block, by the checkpoint's full names."""
@@ -124,3 +152,9 @@ class Outline:
             for i in range(self.num_blocks)
             for name, shape in self.quantizable(i).items()
         }
+
+
+def _kind(block: nn.Module) -> object:
+    """What blocks have in common whose linears are the same."""
+    modules = tuple((name, type(module)) for name, module in block.named_modules())
+    return modules, tuple((name, tensor.shape) for name, tensor in block.state_dict().items())

@@ -6,8 +6,6 @@ import json
 from functools import partial
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from mlcawq.families.base import Architecture
 from mlcawq.families.rows import value_head_dim
 from mlcawq.families.tracing import trace_block, traced_architecture
@@ -23,9 +21,7 @@ def worked_out(model: StreamedModel) -> Architecture:
     """What a table would say of the model: the groups of one block of every kind, traced."""
     key = json.dumps(model.config.raw, sort_keys=True)
     if key not in _found:
-        kinds: dict[object, int] = {}
-        for i in range(model.num_blocks):
-            kinds.setdefault(_kind(model.bare_block(i)), i)
+        kinds = sorted({model.outline.like(i) for i in range(model.num_blocks)})
         layouts = [
             trace_block(
                 model.block(i),
@@ -33,17 +29,10 @@ def worked_out(model: StreamedModel) -> Architecture:
                 model.config.hidden_size,
                 value_head_dim(model.config.hf),
             )
-            for i in kinds.values()
+            for i in kinds
         ]
         _found[key] = traced_architecture(_places(model), layouts)
     return _found[key]
-
-
-def _kind(block: nn.Module) -> object:
-    """What blocks have to have in common to be traced once."""
-    modules = [(name, type(module)) for name, module in block.named_modules()]
-    shapes = [(name, tuple(tensor.shape)) for name, tensor in block.state_dict().items()]
-    return tuple(modules), tuple(shapes)
 
 
 def _places(model: StreamedModel) -> Architecture:

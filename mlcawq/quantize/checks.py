@@ -40,7 +40,25 @@ def recipe_problems(outline: Outline, recipe: Recipe, fmt: str) -> Iterator[Prob
                 if fitting
                 else f"leave it as it is: --keep {linear}",
             )
+    yield from _merged_problems(outline, recipe)
     yield from find_format(fmt).problems(linear_specs(outline, recipe))
+
+
+def _merged_problems(outline: Outline, recipe: Recipe) -> Iterator[Problem]:
+    """Linears that the checkpoint has no tensor for: a quantized one would have no name."""
+    found = {
+        (_numbers_left_out(full), _numbers_left_out(holders[0]))
+        for i in range(outline.num_blocks)
+        for name, holders in outline.merged(i).items()
+        if recipe.converts(full := outline.checkpoint_name(i, name))
+    }
+    for name, holder in sorted(found):
+        yield Problem(
+            f"its weight is a part of the tensor {holder}, and a quantized linear is stored by "
+            "itself",
+            name,
+            f"leave it as it is: --keep {name.rpartition('*.')[2]}",
+        )
 
 
 def _numbers_left_out(name: str) -> str:

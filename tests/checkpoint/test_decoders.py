@@ -124,7 +124,28 @@ def test_decoders_that_no_table_lists(
 ) -> None:
     settings = {**TINY_DECODERS["llama"], **changes}
     monkeypatch.setitem(TINY_DECODERS, model_type, settings)
-    _agrees(make_tiny_decoder(tmp_path, model_type))
+    streamed = _agrees(make_tiny_decoder(tmp_path, model_type))
+    experts = [name for name in streamed.outline.linear_shapes(1) if ".experts.3." in name]
+    assert len(experts) == (3 if "num_experts_per_tok" in changes else 0)
+
+
+def test_experts_that_a_checkpoint_keeps_in_one_tensor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {**TINY_DECODERS["llama"], "num_local_experts": 4, "num_experts_per_tok": 2}
+    monkeypatch.setitem(TINY_DECODERS, "granitemoe", settings)
+    outline = StreamedModel(make_tiny_decoder(tmp_path / "a", "granitemoe")).outline
+    merged = outline.merged(1)
+    assert len(merged) == 12
+    assert merged["block_sparse_moe.experts.2.down_proj"] == [
+        "model.layers.1.block_sparse_moe.output_linear.weight"
+    ]
+    stored = load_file(tmp_path / "a" / "model.safetensors")
+    (gate_up,) = merged["block_sparse_moe.experts.2.up_proj"]
+    block = StreamedModel(tmp_path / "a").block(1)
+    up = block.get_submodule("block_sparse_moe.experts.2.up_proj").weight
+    assert torch.equal(up, stored[gate_up][2, -len(up) :].float())
+    assert StreamedModel(make_tiny_decoder(tmp_path / "b", "mixtral")).outline.merged(1) == {}
 
 
 @pytest.mark.parametrize("model_type", ["mixtral", "gemma3", "gpt_oss"])
