@@ -98,7 +98,7 @@ class AwqStorage(ABC):
                 yield Problem(
                     f"the kernels of {self.name} compute with groups of {sizes} alone",
                     listed(odd),
-                    f"--group-size {self.group_sizes[-1]}, or --format awq",
+                    f"quantize with --group-size {self.group_sizes[-1]}, or take --format awq",
                 )
         for what, multiple, value in (
             ("in_features", self.in_multiple, lambda spec: spec.in_features),
@@ -110,7 +110,7 @@ class AwqStorage(ABC):
                 yield Problem(
                     f"{what} {size} is not a multiple of {multiple}, which {self.name} packs",
                     listed(names),
-                    "leave it as it is: --keep " + names[0].rpartition(".")[2],
+                    "leave it as it is: quantize --keep " + names[0].rpartition(".")[2],
                 )
 
     def tensors(
