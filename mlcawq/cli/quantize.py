@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.console import Console
-    from rich.table import Table
 
     from mlcawq.quantize.budget import Needs
-    from mlcawq.quantize.report import BlockReport, Report
+    from mlcawq.quantize.report import BlockReport
 
 
 def quantize(
@@ -201,9 +200,9 @@ def quantize(
         if json_output:
             print(json.dumps({"output": str(output), **report.to_json()}, indent=2))
         else:
-            out = Console()
-            out.print(_table(report))
-            out.print(_summary(report, output), highlight=False, soft_wrap=True)
+            from mlcawq.cli.quantize_result import show
+
+            show(report, output, Console(), console)
 
 
 def _quiet_libraries() -> None:
@@ -301,36 +300,3 @@ def _time(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
-
-
-def _table(report: Report) -> Table:
-    """Relative output error of every linear, with round-to-nearest's for comparison."""
-    from rich.table import Table
-
-    means = report.mean_errors()
-    table = Table(title="relative output error, % (nearest: of rounding to nearest)")
-    table.add_column("block")
-    for linear in means:
-        table.add_column(linear.name.rpartition(".")[2].removesuffix("_proj"), justify="right")
-    table.add_column("output", justify="right")
-    for i, block in enumerate(report.blocks):
-        found = {linear.name: f"{100 * linear.found:.2f}" for linear in block.linears}
-        cells = [found.get(linear.name, "") for linear in means]
-        table.add_row(str(i), *cells, f"{100 * block.error:.2f}")
-    table.add_section()
-    table.add_row("all", *(f"{100 * linear.found:.2f}" for linear in means), "")
-    if any(linear.found != linear.nearest for linear in means):
-        nearest = (f"{100 * linear.nearest:.2f}" for linear in means)
-        table.add_row("nearest", *nearest, "", style="dim")
-    return table
-
-
-def _summary(report: Report, output: Path) -> str:
-    measured = report.measured
-    where = "calibration tokens" if measured.seen else "held-out tokens"
-    return (
-        f"on {measured.tokens} {where}: KL divergence {1000 * measured.kl:.3f} millinats a token, "
-        f"same likeliest token {measured.agreement:.2%}, perplexity "
-        f"{measured.original_perplexity:.5g} -> {measured.perplexity:.5g}\n"
-        f"written to {output}\nnext: mlcawq build {output} -o {output}-mlc --target cpu"
-    )
