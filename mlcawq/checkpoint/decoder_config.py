@@ -97,23 +97,23 @@ def read_decoder_config(folder: Path) -> DecoderConfig:
         # A build reads one storage format; here every one is.
         plain = {key: value for key, value in raw.items() if key != "quantization_config"}
         parse_config(plain, where=str(path))
-    raise_all(_model_type_problems(raw, str(path)))
+    raise_all(_raw_problems(raw, str(path)))
     try:
         with _quiet():
             whole = AutoConfig.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
+            text = whole.get_text_config(decoder=True)
     except Exception as error:  # each config class checks its values in its own way
         reason = str(error).strip().splitlines()
         raise UserError.one(
             f"transformers does not accept it: {reason[-1] if reason else type(error).__name__}",
             str(path),
         ) from None
-    return _described(raw, whole, str(path))
+    return _described(raw, whole, text, str(path))
 
 
-def _described(raw: dict[str, Any], whole: Any, where: str) -> DecoderConfig:
-    hf = whole.get_text_config(decoder=True)
+def _described(raw: dict[str, Any], whole: Any, hf: Any, where: str) -> DecoderConfig:
     problems: list[Problem] = []
     sizes = {}
     for key in ("hidden_size", "num_hidden_layers", "vocab_size"):
@@ -131,10 +131,6 @@ def _described(raw: dict[str, Any], whole: Any, where: str) -> DecoderConfig:
                 "save the model in one of these types first",
             )
         )
-    quantization = raw.get("quantization_config")
-    if not isinstance(quantization, dict | None):
-        what = f"quantization_config must be an object, found {quantization!r}"
-        problems.append(Problem(what, where))
     raise_all(problems)
     for config in (whole, hf):
         # Types and storage are ours to decide; everything else is transformers' business.
@@ -148,16 +144,30 @@ def _described(raw: dict[str, Any], whole: Any, where: str) -> DecoderConfig:
         max_position_embeddings=_longest(raw, hf),
         dtype=dtype,
         tie_word_embeddings=bool(getattr(whole, "tie_word_embeddings", False)),
-        quantization=quantization,
+        quantization=raw.get("quantization_config"),
         raw=raw,
         whole=whole,
         hf=hf,
     )
 
 
-def _model_type_problems(raw: dict[str, Any], where: str) -> Iterator[Problem]:
+def auto_class(config_class: type) -> Any:
+    """The class of transformers that makes a language model of such a config; None if none."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
+        if config_class in auto._model_mapping:
+            return auto
+    return None
+
+
+def _raw_problems(raw: dict[str, Any], where: str) -> Iterator[Problem]:
+    """What can be told before transformers is asked to read the values."""
     from transformers import CONFIG_MAPPING
 
+    quantization = raw.get("quantization_config")
+    if not isinstance(quantization, dict | None):
+        yield Problem(f"quantization_config must be an object, found {quantization!r}", where)
     model_type = raw.get("model_type")
     if not isinstance(model_type, str):
         yield Problem(
@@ -168,6 +178,12 @@ def _model_type_problems(raw: dict[str, Any], where: str) -> Iterator[Problem]:
     elif model_type in CONFIG_MAPPING:
         if raw.get("is_encoder_decoder"):
             yield Problem(f"{model_type} is an encoder-decoder model, not a decoder", where)
+        elif auto_class(CONFIG_MAPPING[model_type]) is None:
+            yield Problem(
+                f"model_type {model_type!r} is no language model that transformers can run",
+                where,
+                "give a decoder-only language model",
+            )
     elif raw.get("auto_map"):
         yield Problem(
             f"model_type {model_type!r} comes with code of its own, which would have to be "

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mlcawq.checkpoint.decoder_config import DecoderConfig
+from mlcawq.checkpoint.decoder_config import DecoderConfig, auto_class
 from mlcawq.errors import UserError
 
 
@@ -70,17 +70,7 @@ def make_skeleton(config: DecoderConfig, attention: str = "sdpa") -> Skeleton:
 
 
 def _on_meta(config: DecoderConfig, attention: str) -> Any:
-    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
-
-    for auto in (AutoModelForCausalLM, AutoModelForImageTextToText):
-        if type(config.whole) in auto._model_mapping:
-            break
-    else:
-        raise UserError.one(
-            f"model_type {config.model_type!r} is no language model that transformers can run",
-            "config.json",
-            "give a decoder-only language model",
-        )
+    auto = auto_class(type(config.whole))
     # The config becomes the model's own, which writes into it.
     whole = copy.deepcopy(config.whole)
     with torch.device("meta"):
