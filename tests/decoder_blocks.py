@@ -13,6 +13,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from mlcawq.checkpoint.experts import USUAL_NAMES, ExpertNames, unfused
+from mlcawq.families import ARCHITECTURES
 
 # Switches that change a block's layout, beside the settings of TINY_DECODERS.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -37,7 +38,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere qk_norm": ("cohere", {"use_qk_norm": True}),
     "llama biased": ("llama", {"attention_bias": True, "mlp_bias": True}),
 }
-PLAIN = [name for name in TINY_DECODERS if name != "gpt2"]
+PLAIN = [name for name in TINY_DECODERS if name in ARCHITECTURES]
 CASES = [*PLAIN, *VARIANTS]
 
 
@@ -100,6 +101,13 @@ def decoder_blocks(case: str) -> list[DecoderBlock]:
     return [
         DecoderBlock(model_type, layer, arguments(i), text_config) for i, layer in enumerate(layers)
     ]
+
+
+def distinct_blocks(case: str) -> list[DecoderBlock]:
+    """As `decoder_blocks`, without a first one that is like the second."""
+    first, second = decoder_blocks(case)
+    alike = list(first.module.state_dict()) == list(second.module.state_dict())
+    return [second] if alike else [first, second]
 
 
 def _calls(text: nn.Module, layers: nn.ModuleList, batch: int, tokens: int) -> list[dict[str, Any]]:

@@ -125,6 +125,7 @@ TINY_DECODERS: dict[str, dict[str, Any]] = {
     "gpt_bigcode": {**_GPT2},
     "gptj": {**_GPT2, "rotary_dim": 8},
     "gpt_neox": {**_COMMON},
+    "codegen": {**_GPT2, "rotary_dim": 8},
     "internlm3": {**_COMMON, "head_dim": 16},
     "deepseek_v2": {**_DEEPSEEK, "topk_method": "group_limited_greedy"},
     "deepseek_v3": {**_DEEPSEEK},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from decoder_blocks import CASES, decoder_blocks
+from decoder_blocks import CASES, distinct_blocks
 
 from mlcawq.families import ARCHITECTURES
 from mlcawq.families.base import linear_names
@@ -15,7 +15,7 @@ from mlcawq.quantize.folding import channel_rows, fold_scale
 @pytest.mark.parametrize("case", CASES)
 @torch.no_grad()
 def test_folding_keeps_the_function(case: str) -> None:
-    for block in decoder_blocks(case):
+    for block in distinct_blocks(case):
         groups = ARCHITECTURES[block.model_type].groups_of(block.module)
         hidden = torch.randn(2, 7, block.config.hidden_size)
         before = block(hidden)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from decoder_blocks import CASES, decoder_blocks
+from decoder_blocks import CASES, decoder_blocks, distinct_blocks
 from torch import nn
 
 from mlcawq.families import ARCHITECTURES, Architecture, ScalingGroup
@@ -34,7 +34,7 @@ def _compared(block: nn.Module, groups: tuple[ScalingGroup, ...], head_dim: int)
 
 @pytest.mark.parametrize("case", CASES)
 def test_tracing_finds_the_table(case: str) -> None:
-    for block in decoder_blocks(case):
+    for block in distinct_blocks(case):
         head_dim = value_head_dim(block.config)
         traced = trace_block(block.module, block.arguments, block.config.hidden_size, head_dim)
         found = Architecture(model_type="traced", architectures=(), groups=traced)
