@@ -62,7 +62,7 @@ def gather_moments(
         moment = weight.new_zeros(len(weight), len(weight))
         sums[reader] = moment, None if original is None else torch.zeros_like(moment)
     busy = [reader for reader in readers if work.experts.get(reader) not in work.neglected]
-    for reader in set(readers).difference(busy):
+    for reader in [reader for reader in readers if reader not in busy]:
         moment, _ = sums[reader]
         inputs = work.tokens(reader)
         moment.addmm_((inputs * work.seen_by(reader).weights.unsqueeze(1)).T, inputs)

@@ -395,6 +395,11 @@ class _Run:
     def warnings(self) -> tuple[str, ...]:
         """What the reader of the report should know of the whole model."""
         found = list(self.needs.notes)
+        if self.model.config.model_type not in ARCHITECTURES:
+            found.append(
+                f"{self.model.config.model_type} has no table: which linears read what, and what "
+                "scales them, was found by tracing its blocks"
+            )
         if self.seen:
             found.append(
                 "the calibration text is too short to hold any of it out: the model is measured "
