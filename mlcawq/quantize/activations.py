@@ -16,10 +16,15 @@ _SMALLEST = 1e-10  # of a scale; a token of zeros stays one of zeros
 
 
 def round_tokens(inputs: torch.Tensor, bits: int) -> torch.Tensor:
-    """`inputs` [..., K] rounded to symmetric integers of `bits` bits, one scale for each token."""
+    """`inputs` [..., K] rounded to symmetric integers of `bits` bits, one scale for each token.
+
+    Gradients pass as if nothing were rounded.
+    """
     largest = 2 ** (bits - 1) - 1
-    scale = inputs.abs().amax(-1, keepdim=True).div_(largest).clamp_(min=_SMALLEST)
-    return (inputs / scale).round_().clamp_(-largest, largest).mul_(scale)
+    given = inputs.detach()
+    scale = given.abs().amax(-1, keepdim=True).div_(largest).clamp_(min=_SMALLEST)
+    rounded = (given / scale).round_().clamp_(-largest, largest).mul_(scale)
+    return inputs + (rounded - inputs).detach() if inputs.requires_grad else rounded
 
 
 class RoundedInputs:

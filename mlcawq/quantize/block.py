@@ -14,6 +14,7 @@ from mlcawq.quantize.balancing import balance
 from mlcawq.quantize.distributed import total
 from mlcawq.quantize.guards import NotFiniteError
 from mlcawq.quantize.integer import QuantizedWeight
+from mlcawq.quantize.learning import learn
 from mlcawq.quantize.recipe import Recipe
 from mlcawq.quantize.report import LinearReport, Spread
 from mlcawq.quantize.rounding import Original, round_compensating, round_nearest
@@ -74,6 +75,8 @@ def quantize_block(
         weights = round_compensating(work, recipe.compensation, original)
     else:
         weights = round_nearest(work)
+    if recipe.learning is not None:
+        weights = learn(work, weights, recipe.learning, original)
 
     linears = [
         unquantized[linear].compared(work, linear, weight) for linear, weight in weights.items()

@@ -27,12 +27,14 @@ def round_compensated(
     zero: torch.Tensor,
     grid: IntegerGrid,
     recipe: CompensationRecipe,
+    position: torch.Tensor | None = None,
 ) -> QuantizedWeight:
     """Integers of small error |X (W - W')|^2.
 
     weight: float32 [K, N]. moment: [K, K], sum over tokens of x x^T, of the inputs that the linear
     will be given. scale and zero: [K/G, 1, N]; with them alone each weight would be rounded to
-    nearest. Channels whose input is always zero are rounded to nearest.
+    nearest. Channels whose input is always zero are rounded to nearest. position: [K, N], is given
+    what the integers were rounded from in the end, zero point included.
     """
     K, N = weight.shape
     order = torch.arange(K, device=weight.device)
@@ -51,6 +53,8 @@ def round_compensated(
             code = torch.empty_like(s)
             grid.codes_(current[i], s, z, out=code)
             codes[order[start + i]] = code.to(torch.uint8)
+            if position is not None:
+                position[order[start + i]] = torch.addcmul(z, current[i], s.reciprocal())
             errors[i] = (current[i] - (code - z) * s) / local[i, i]
             current[i + 1 :].addr_(local[i, i + 1 :], errors[i], alpha=-1)
         rest[block.stop :].addmm_(factor[block, block.stop :].T, errors, alpha=-1)

@@ -10,7 +10,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from mlcawq.errors import Problem, UserError
 from mlcawq.resources import templates_dir
@@ -99,6 +106,51 @@ class CompensationRecipe(_Strict):
     towards_original: float = Field(default=0.5, ge=0, le=1)
 
 
+class LearningRecipe(_Strict):
+    """Integers moved by gradient on the error of the block's output, after they were found.
+
+    learns: "rounding": each weight's integer, by at most one (SignRound, arXiv 2309.05516);
+        "scales": of the groups, the width of their ranges therefore, with the integers as they
+        are (in place of OmniQuant's learnable weight clipping, arXiv 2308.13137, which rounds
+        anew within the moved range: from AWQ's clips that raised the error of the block).
+    iterations: steps of descent, 0 for none. batch: calibration sequences that each one takes.
+    scales_first: share of the iterations in which scales alone are learned. After compensated
+        rounding, whose integers are near the best for the scales that they have, rounding learned
+        at once mostly loses at first what the scales win.
+    optimizer: "sign" steps by the gradient's sign, as SignRound does, "adam" as Adam does, less
+        where the gradient's sign is not sure. Steps become smaller evenly, down to zero.
+    rounding_rate: the first step of rounding, in integers; null takes 1 / iterations.
+    scale_rate: the first step of a scale, in integers at the far end of its range.
+    towards_original: how far the aim lies from what the original block makes of the inputs that
+        the quantized model gives, 0, to what the original model has at its place, 1.
+    hold_back: one of so many calibration sequences judges the iterates in place of teaching, so
+        that what only fits the text is not taken for better; 0 lets all do both.
+    compute: how the linears multiply while they learn; "auto" takes bfloat16 where that is much
+        faster (CUDA, CPUs with AMX).
+    seed: of the order of the sequences.
+    """
+
+    learns: tuple[Literal["rounding", "scales"], ...] = ("rounding", "scales")
+    iterations: int = Field(default=200, ge=0)
+    batch: int = Field(default=8, ge=1)
+    scales_first: float = Field(default=0.0, ge=0, lt=1)
+    optimizer: Literal["sign", "adam"] = "adam"
+    rounding_rate: float | None = Field(default=None, gt=0, le=0.5)
+    scale_rate: float = Field(default=0.015, gt=0, le=0.5)
+    towards_original: float = Field(default=0.5, ge=0, le=1)
+    hold_back: int = Field(default=8, ge=0)
+    compute: Literal["auto", "float32", "bfloat16"] = "auto"
+    seed: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _is_learnable(self) -> LearningRecipe:
+        if not self.learns:
+            raise ValueError("learns is rounding, scales or both of them")
+        if self.hold_back == 1:
+            raise ValueError("hold_back 1 would leave no sequence to learn from")
+        return self
+
+
 class ActivationRecipe(_Strict):
     """Linears that take integers: each token is rounded, symmetrically, as the model runs.
 
@@ -106,6 +158,38 @@ class ActivationRecipe(_Strict):
     """
 
     bits: Literal[8] = 8
+
+
+class Candidate(_Strict):
+    """What is tried on a block: steps as in Recipe, under a name of its own."""
+
+    name: str
+    scale: ScaleRecipe | None = ScaleRecipe()
+    clip: ClipRecipe | None = ClipRecipe()
+    compensation: CompensationRecipe | None = None
+    learning: LearningRecipe | None = None
+
+
+class ChoiceRecipe(_Strict):
+    """Several recipes tried on every block, of which the one of least error is taken.
+
+    candidates: in order of promise; they replace scale, clip, compensation and learning.
+    budget_minutes: what quantizing all blocks may take: as many candidates are tried on a block as
+        there is time for, one at least. null: all of them, so that no clock decides.
+    hold_back: one of so many calibration sequences judges the candidates, which are fitted on the
+        others.
+    """
+
+    candidates: tuple[Candidate, ...] = Field(min_length=1)
+    budget_minutes: float | None = Field(default=None, gt=0)
+    hold_back: int = Field(default=8, ge=2)
+
+    @model_validator(mode="after")
+    def _are_told_apart(self) -> ChoiceRecipe:
+        names = [candidate.name for candidate in self.candidates]
+        if len({*names}) < len(names):
+            raise ValueError("two candidates have one name")
+        return self
 
 
 GroupSize = Literal[32, 64, 128, "channel"]
@@ -138,6 +222,8 @@ class Recipe(_Strict):
     rotation: of the residual stream, before anything else.
     scale, clip: AWQ's two searches.
     compensation: rounding as GPTQ does; null rounds to nearest.
+    learning: integers moved by gradient, after either.
+    choice: the four steps before are taken from the best of several candidates, block by block.
     activations: what linears are given is rounded too, in every search and measurement.
     token_weighting: "residual" weighs a token's error by 1 / mean(h^2) of its hidden state after
         the block, as the next norm does; "none" by 1.
@@ -156,18 +242,27 @@ class Recipe(_Strict):
     scale: ScaleRecipe | None = ScaleRecipe()
     clip: ClipRecipe | None = ClipRecipe()
     compensation: CompensationRecipe | None = None
+    learning: LearningRecipe | None = None
+    choice: ChoiceRecipe | None = None
     activations: ActivationRecipe | None = None
     token_weighting: Literal["residual", "none"] = "residual"
     propagate: Literal["quantized", "original"] = "quantized"
     modules_to_not_convert: tuple[Annotated[str, AfterValidator(_pattern)], ...] = ("lm_head",)
 
+    @model_validator(mode="after")
+    def _can_choose(self) -> Recipe:
+        if self.choice is not None and self.propagate == "original":
+            raise ValueError("choosing block by block needs propagate: quantized")
+        return self
+
     @property
     def follows_original(self) -> bool:
         """Whether a block is compared with what the original model does at its place."""
-        return (
-            self.compensation is not None
-            and self.compensation.towards_original > 0
-            and self.propagate == "quantized"
+        if self.choice is not None:
+            return True
+        steps = (self.compensation, self.learning)
+        return self.propagate == "quantized" and any(
+            step is not None and step.towards_original > 0 for step in steps
         )
 
     def converts(self, linear: str) -> bool:

@@ -20,7 +20,11 @@ def round_nearest(work: Workspace) -> dict[str, QuantizedWeight]:
     for linear in work.active:
         weight = work.weight(linear)
         scale, zero = ranges(work, linear, weight, work.gram(linear))
-        rounded[linear] = quantize_weight(weight, scale, zero, work.grids[linear])
+        grid = work.grids[linear]
+        rounded[linear] = quantize_weight(weight, scale, zero, grid)
+        if work.recipe.learning is not None:
+            position = torch.addcmul(zero, grid.grouped(weight), scale.reciprocal())
+            work.positions[linear] = position.view_as(weight)
     for linear, quantized in rounded.items():
         work.install(linear, quantized.dequantized())
     return rounded
@@ -78,7 +82,12 @@ def round_compensating(
                     weight = aimed_at_original(weight, moment, cross, recipe)
                 gram = diagonal_blocks(moment, grid.group_size)
                 scale, zero = ranges(work, linear, weight, gram)
-                rounded[linear] = round_compensated(weight, moment, scale, zero, grid, recipe)
+                position = torch.empty_like(weight) if work.recipe.learning else None
+                rounded[linear] = round_compensated(
+                    weight, moment, scale, zero, grid, recipe, position
+                )
+                if position is not None:
+                    work.positions[linear] = position
         for linear in [linear for reader in batch for linear in work.readers_of(reader)]:
             work.install(linear, rounded[linear].dequantized())
     return {linear: rounded[linear] for linear in work.active}

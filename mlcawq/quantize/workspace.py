@@ -43,6 +43,8 @@ class Workspace:
     input_scale: what an active linear's inputs are divided by by now, [K]. output_scale: what a
     linear's outputs are to be multiplied by to be the original ones, [N]. clip: of a
     linear's groups, the range that was chosen relative to the full one, where one was searched.
+    positions: [K, N] of active linears whose integers are to be learned further, what those were
+    rounded from, zero point included.
 
     Raises UserError naming the tensor where a weight is not finite, the linear where an
     activation is not.
@@ -84,6 +86,7 @@ class Workspace:
         self.input_scale: dict[str, torch.Tensor] = {}
         self.output_scale: dict[str, torch.Tensor] = {}
         self.clip: dict[str, Spread] = {}
+        self.positions: dict[str, torch.Tensor] = {}
         self.statistics: dict[str, InputStatistics] = {}
         self.targets = self._observe()
         self._rounding: RoundedInputs | None = None
