@@ -17,7 +17,8 @@ import torch
 from mlcawq.checkpoint.source import copy_side_files
 from mlcawq.checkpoint.streaming import StreamedModel
 from mlcawq.checkpoint.writing import ShardWriter, staged_folder
-from mlcawq.quantize.folding import channel_rows, fold_scale, value_head_dim
+from mlcawq.families.rows import value_head_dim
+from mlcawq.quantize.folding import channel_rows, fold_scale
 
 
 def add_outliers(
