@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from mlcawq.quantize.report.data import REPORT_PAGE, BlockReport, mean_error
+from mlcawq.quantize.report.data import REPORT_PAGE, BlockReport, LinearReport, mean_error
 from mlcawq.quantize.report.wording import plural, size_words, sizes_words, time_words
 
 if TYPE_CHECKING:
@@ -39,13 +40,17 @@ def _by_linear(report: Report) -> Table:
     for title in ("nearest", "stored", "worst"):
         table.add_column(title, justify="right")
     table.add_column("in", overflow="fold")
+    worst: dict[str, tuple[str, LinearReport]] = {}
+    for block in report.blocks:
+        for linear in block.linears:
+            if linear.kind not in worst or linear.found > worst[linear.kind][1].found:
+                worst[linear.kind] = block.name, linear
     for mean in report.mean_errors():
-        name, worst = max(
-            (entry for entry in report.linears if entry[1].kind == mean.name),
-            key=lambda entry: entry[1].found,
-        )
-        cells = (f"{100 * error:.2f}" for error in (mean.nearest, mean.found, worst.found))
-        table.add_row(mean.name, *cells, name)
+        block_name, linear = worst[mean.name]
+        cells = (f"{100 * error:.2f}" for error in (mean.nearest, mean.found, linear.found))
+        expert = re.search(r"\.(\d+)\.", linear.name)
+        place = f"{block_name}, {expert[1]}" if expert else block_name
+        table.add_row(mean.name, *cells, place)
     return table
 
 

@@ -11,7 +11,7 @@ from mlcawq.comparison.measuring import Measurement
 from mlcawq.comparison.subjects import Subject, differences
 from mlcawq.evaluate.metrics import Estimate
 from mlcawq.quantize.report import Report
-from mlcawq.quantize.report.wording import short_grid
+from mlcawq.quantize.report.wording import recipe_facts, short_grid
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,6 @@ def _layers(reports: Sequence[Report | None]) -> tuple[Difference, ...]:
 
 
 def _recipes(reports: Sequence[Report | None]) -> dict[str, tuple[str | None, ...]]:
-    from mlcawq.quantize.report.page import recipe_facts
-
     options = [{} if report is None else dict(recipe_facts(report.recipe)) for report in reports]
     names = dict.fromkeys(name for option in options for name in option)
     rows = {name: tuple(option.get(name) for option in options) for name in names}

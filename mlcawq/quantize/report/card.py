@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlcawq.quantize.report.data import Report
-from mlcawq.quantize.report.wording import grid_words, method_words, sizes_words
+from mlcawq.quantize.report.wording import (
+    grid_words,
+    method_words,
+    recipe_facts,
+    sizes_words,
+)
 
 
 @dataclass(frozen=True)
@@ -120,10 +125,4 @@ _WARNINGS_SHOWN = 10
 
 
 def _recipe_rows(recipe: Mapping[str, Any]) -> str:
-    rows = []
-    for key, value in recipe.items():
-        options = value if isinstance(value, Mapping) else {"": value}
-        for option, setting in options.items():
-            name = f"{key}.{option}" if option else key
-            rows.append(f"| {name} | `{setting}` |")
-    return "\n".join(rows)
+    return "\n".join(f"| {name} | {value} |" for name, value in recipe_facts(recipe))

@@ -148,11 +148,14 @@ def layer_axis(axes: Axes, layers: int) -> None:
 
 def log_ticks(axes: Axes, words: Callable[[float], str]) -> None:
     """Ticks of a logarithmic y axis at round numbers, as `words` writes them."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     bottom, top = axes.get_ylim()
-    subs = (1.0,) if top / bottom > 30 else (1.0, 2.0, 5.0)
-    axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    if top / bottom > 4:
+        subs = (1.0,) if top / bottom > 30 else (1.0, 2.0, 5.0)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs))
+    else:  # powers and their multiples would be one tick, or none
+        axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words(value)))
     axes.yaxis.set_minor_locator(NullLocator())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +11,11 @@ from jinja2 import Environment, FileSystemLoader
 from mlcawq.quantize.report import plots
 from mlcawq.quantize.report.data import LinearReport, Report, Spread, mean_error
 from mlcawq.quantize.report.wording import (
+    count_words,
     grid_words,
     method_words,
     plural,
+    recipe_facts,
     share_words,
     short_grid,
     size_words,
@@ -207,7 +209,7 @@ def _sizes(report: Report) -> str:
     if bits is not None:
         weights = sum(linear.weights or 0 for _, linear in report.linears)
         words.append(
-            f"{len(report.linears):,} linears with {weights / 1e9:.3g} billion weights are stored "
+            f"{len(report.linears):,} linears with {count_words(weights)} weights are stored "
             f"with {bits:.3f} bits a weight, scales and zero points included."
         )
     if report.storage is not None:
@@ -224,29 +226,6 @@ def _usage(report: Report) -> str:
     if total.peak_memory:
         words += f", {size_words(total.peak_memory)} of memory at most"
     return words + ". These are of this run and machine."
-
-
-def recipe_facts(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The options of a recipe by dotted names; what is left out says so."""
-    rows = []
-    for key, value in recipe.items():
-        if isinstance(value, Mapping):
-            rows += [(f"{key}.{option}", _plain(setting)) for option, setting in value.items()]
-        else:
-            rows.append((key, _plain(value)))
-    return rows
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(_plain, value)) or "–"
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items() if part is not None)
-    return str(value)
 
 
 def _made_with(report: Report) -> list[tuple[str, str]]:

@@ -35,6 +35,29 @@ def grid_words(recipe: Mapping[str, Any]) -> str:
     return f"{kind} {recipe.get('bits')}-bit integers, {grouping}"
 
 
+def recipe_facts(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The options of a recipe by dotted names; what is left out says so."""
+    rows = []
+    for key, value in recipe.items():
+        if isinstance(value, Mapping):
+            rows += [(f"{key}.{option}", _plain(setting)) for option, setting in value.items()]
+        else:
+            rows.append((key, _plain(value)))
+    return rows
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_plain, value)) or "–"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_plain(part)}" for key, part in value.items() if part is not None)
+    return str(value)
+
+
 def short_grid(report: Report) -> str:
     """The integers in a word ("w4 g128", "w4 g128 sym", "w3-4 g64-128" where linears differ)."""
     linears = [linear for _, linear in report.linears if linear.bits is not None]
@@ -51,6 +74,14 @@ def short_grid(report: Report) -> str:
 
 def _range(values: list[Any]) -> str:
     return str(values[0]) if len(values) == 1 else f"{values[0]}-{values[-1]}"
+
+
+def count_words(count: int) -> str:
+    """A large number for people ("3.93 million")."""
+    for unit, name in ((10**9, "billion"), (10**6, "million")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count:,}"
 
 
 def size_words(count: float) -> str:

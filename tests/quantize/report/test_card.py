@@ -10,7 +10,13 @@ from made_up_reports import block, report
 
 from mlcawq.quantize.report.card import model_card
 from mlcawq.quantize.report.format_cards import FORMAT_CARDS
-from mlcawq.quantize.report.wording import grid_words, method_words, size_words, time_words
+from mlcawq.quantize.report.wording import (
+    count_words,
+    grid_words,
+    method_words,
+    size_words,
+    time_words,
+)
 
 
 @pytest.mark.parametrize("fmt", sorted(FORMAT_CARDS))
@@ -44,6 +50,11 @@ def test_words() -> None:
         "42 s",
         "3 min 5 s",
         "2 h 10 min",
+    ]
+    assert [count_words(n) for n in (14336, 3_930_000, 6_950_000_000)] == [
+        "14,336",
+        "3.93 million",
+        "6.95 billion",
     ]
     assert [size_words(n) for n in (5e3, 12.34e6, 15.2e9, 251e9)] == [
         "5 kB",
