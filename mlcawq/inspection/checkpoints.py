@@ -15,7 +15,7 @@ from mlcawq.checkpoint.config import ModelConfig, load_json, read_config
 from mlcawq.checkpoint.source import require_tokenizer
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.errors import Problem, UserError
-from mlcawq.families import expected_tensors
+from mlcawq.families import FAMILIES, expected_tensors
 from mlcawq.graph.settings import infer_quantization
 from mlcawq.inspection.description import Description, size
 
@@ -34,13 +34,21 @@ def describe_checkpoint(path: Path) -> Description:
         out.kind = f"a Hugging Face checkpoint, quantized ({method})"
     out.facts["model_type"] = raw.get("model_type")
     out.facts["architectures"] = raw.get("architectures")
-    config = out.attempt(lambda: read_config(path))
-    if config is not None:
-        _add_architecture(out, config)
+    config = None
+    if raw.get("model_type") in FAMILIES:
+        config = out.attempt(lambda: read_config(path))
+        if config is not None:
+            _add_architecture(out, config)
+    else:
+        from mlcawq.inspection.decoders import add_decoder
+
+        add_decoder(out, path)
     _add_weights(out, path, config)
     _add_tokenizer(out, path)
-    if not out.problems and config is not None:
-        step = "build" if config.quantization else "quantize"
+    # Only families are built, but any decoder is quantized and evaluated.
+    built = config is not None and config.quantization is not None
+    step = "build" if built else "quantize" if not method else None
+    if not out.problems and step is not None:
         out.next_step = f"mlcawq {step} {path} -o OUT"
     return out
 

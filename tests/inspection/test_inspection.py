@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from awq_checkpoints import make_awq_checkpoint
+from safetensors.torch import load_file, save_file
+from tiny_decoders import make_tiny_decoder
 from tiny_models import make_tiny_model
 
 from mlcawq.build.convert_weight import convert_weight
@@ -75,13 +77,27 @@ def test_other_quantizations_are_named(copy: Path) -> None:
 
 def test_an_unknown_family_is_still_described(copy: Path) -> None:
     config = json.loads((copy / "config.json").read_text())
-    config["model_type"] = "mamba"
+    config["model_type"] = "unheard-of"
     (copy / "config.json").write_text(json.dumps(config))
     out = describe(copy)
-    assert out.facts["model_type"] == "mamba"
+    assert out.facts["model_type"] == "unheard-of"
     assert out.facts["tokenizer"].startswith("400 tokens")
-    assert "'mamba' is not supported" in messages(out)
+    assert "'unheard-of' is not supported" in messages(out)
     assert out.next_step == ""
+
+
+def test_a_decoder_that_is_not_compiled(tmp_path: Path) -> None:
+    folder = make_tiny_decoder(tmp_path / "mixture", "mixtral", tie_word_embeddings=True)
+    out = describe(folder)
+    assert not out.problems
+    tensors = load_file(folder / "model.safetensors")
+    assert out.facts["parameters"] == sum(tensor.numel() for tensor in tensors.values())
+    assert out.facts["experts"] == "4 a layer"
+    assert out.next_step.startswith("mlcawq quantize")
+
+    del tensors["model.layers.0.block_sparse_moe.experts.3.w1.weight"]
+    save_file(tensors, folder / "model.safetensors")
+    assert "block_sparse_moe.experts.3.w1.weight: tensor is missing" in messages(describe(folder))
 
 
 def test_everything_broken_is_listed(copy: Path) -> None:
