@@ -27,7 +27,7 @@ def quantize(
         str,
         typer.Option(
             "--recipe",
-            help="awq, gptq, awq+gptq (both), rtn (round to nearest), or a YAML file.",
+            help="A recipe that `mlcawq recipes` lists, as awq, awq+gptq or best, or a YAML file.",
         ),
     ] = "awq",
     bits: Annotated[
@@ -91,6 +91,14 @@ def quantize(
             "fake: the dequantized weights in float16, for measuring any --bits.",
         ),
     ] = "awq",
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            help="Of --recipe best, how long the blocks may take in all, as 30m: fewer recipes are "
+            "tried where it is short.  [default: all are tried]",
+        ),
+    ] = None,
     max_memory: Annotated[
         str | None,
         typer.Option(
@@ -133,6 +141,7 @@ def quantize(
     """
     from mlcawq.checkpoint.source import load_tokenizer, resolve
     from mlcawq.quantize.budget import parse_bytes
+    from mlcawq.quantize.choosing import within
     from mlcawq.quantize.formats import find_format
     from mlcawq.quantize.patterns import parse_override
     from mlcawq.quantize.place import find_device, find_dtype
@@ -148,6 +157,8 @@ def quantize(
         "modules_to_not_convert": list(keep or ()),
     }
     chosen = extended(chosen, further)
+    if budget is not None:
+        chosen = within(chosen, budget)
     memory = parse_bytes(max_memory, "--max-memory") if max_memory else None
     place, products = find_device(device), find_dtype(dtype)
 

@@ -22,7 +22,7 @@ from mlcawq.checkpoint.writing import free_bytes
 from mlcawq.errors import Problem, UserError
 from mlcawq.quantize.calibration import BATCH_TOKENS, CalibrationData
 from mlcawq.quantize.integer import CHUNK
-from mlcawq.quantize.recipe import Recipe
+from mlcawq.quantize.recipe import LearningRecipe, Recipe
 
 _JUDGED_TOKENS = 512  # of the text, whose inputs and outputs a block's linears keep
 LOGIT_TOKENS = 512  # whose logits are in memory at a time
@@ -84,6 +84,7 @@ class _Work:
     def __init__(self, outline: Outline, recipe: Recipe, data: CalibrationData) -> None:
         self._recipe, self._config, self._reader = recipe, outline.config, outline.reader
         self._tokens = sum(map(len, data.sequences))
+        self._longest = max(map(len, data.sequences))
         self._held_out = sum(map(len, data.held_out))
         blocks = [outline.bare_block(i) for i in range(outline.num_blocks)]
         sizes = [sum(value.numel() for value in block.state_dict().values()) for block in blocks]
@@ -105,7 +106,12 @@ class _Work:
         followed = self._recipe.follows_original
         states = hidden * (2 + followed) + held_out
         kept = min(states, 4 * batch * self._config.hidden_size * _FLOAT) if on_disk else states
-        work = kept + self._block * (1 + followed) + max(self._steps(batch))
+        steps = max(
+            most for recipe in self._recipe.alternatives() for most in self._steps(recipe, batch)
+        )
+        work = kept + self._block * (1 + followed) + steps
+        if self._recipe.choice is not None:  # the best so far, and copies of the text it is given
+            work += self._block + 3 * hidden
         embedding = max(self._reader.info(name).nbytes for name in self._reader.names)
         logits = 4 * LOGIT_TOKENS * self._config.vocab_size * _FLOAT
         # Writing copies a shard's bytes once more.
@@ -115,7 +121,7 @@ class _Work:
         spilled = states if on_disk else 0
         return Needs(memory, 2 * stored + 2 * journal + spilled, batch, on_disk, shard)
 
-    def _steps(self, batch: int) -> Iterator[int]:
+    def _steps(self, recipe: Recipe, batch: int) -> Iterator[int]:
         """The most that each step takes beside the block and the hidden states."""
         inputs = sum(k * self._part(name) for name, (k, _) in self._read())
         outputs = sum(n * self._part(name) for name, (_, n) in self._linears.items())
@@ -123,7 +129,7 @@ class _Work:
         activations = (outputs + 4 * self._config.hidden_size) * batch * _FLOAT
         sample = int((inputs + outputs) * _JUDGED_TOKENS * _FLOAT)
         grams = sum(
-            k * self._recipe.grid_of(name, k).group_size * _FLOAT for name, (k, _) in self._read()
+            k * recipe.grid_of(name, k).group_size * _FLOAT for name, (k, _) in self._read()
         )
         threads = torch.get_num_threads() * 6 * CHUNK * _FLOAT
         yield self._widest  # one weight in the other order of its elements
@@ -134,19 +140,31 @@ class _Work:
             (sum(self._linears[name][0] * self._linears[name][1] for name in group) * _FLOAT)
             for group in self._groups
         )
-        if self._recipe.scale is not None:
-            probe = (inputs + 3 * outputs) * max(self._recipe.scale.tokens, 256) * _FLOAT
+        if recipe.scale is not None:
+            probe = (inputs + 3 * outputs) * max(recipe.scale.tokens, 256) * _FLOAT
             yield searched + candidates + int(probe)
         yield searched + 2 * self._widest
         yield int(activations) + codes
-        if self._recipe.compensation is not None:
+        if recipe.compensation is not None:
             moment = widest_input**2 * _FLOAT
-            matrices = 6 + self._recipe.follows_original
+            matrices = 6 + recipe.follows_original
             running = int(activations + 2 * widest_input * batch * _FLOAT)
             all_before = 0
-            if not self._recipe.compensation.true_sequential:
+            if not recipe.compensation.true_sequential:
                 all_before = sum(k * k * _FLOAT for _, (k, _) in self._read())
             yield searched + all_before + max(matrices * moment + 3 * self._widest, running)
+        if recipe.learning is not None:
+            yield searched + self._learning(recipe.learning)
+
+    def _learning(self, recipe: LearningRecipe) -> int:
+        """Beside the block: of every weight what it was rounded from, its offset, the gradient,
+        Adam's averages and the rounded value; aims; and what autograd keeps of a step.
+        """
+        copies = 4 + 2 * (recipe.optimizer == "adam")
+        aims = self._tokens * self._config.hidden_size * _FLOAT
+        tokens = recipe.batch * self._longest
+        kept = sum((k + 2 * n) * self._part(name) for name, (k, n) in self._linears.items())
+        return copies * self._block + aims + int(kept * tokens * _FLOAT)
 
     def _read(self) -> list[tuple[str, tuple[int, int]]]:
         """One linear of each group that reads the same tensor."""

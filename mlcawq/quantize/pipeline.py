@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -49,6 +50,7 @@ from mlcawq.quantize.checks import (
     recipe_problems,
     stored_bytes,
 )
+from mlcawq.quantize.choosing import Chooser, Part, Trial, distance, divided
 from mlcawq.quantize.distributed import everywhere, is_first, on_first, share, total
 from mlcawq.quantize.formats import find_format
 from mlcawq.quantize.formats.base import Format, LinearSpec, half
@@ -289,6 +291,9 @@ class _Run:
         self.states["quantized"] = self._room(self.held_out)
         if recipe.follows_original:  # what the original model makes of the calibration text
             self.states["reference"] = self._room(text)
+        self.chooser: Chooser | None = None
+        if recipe.choice is not None:
+            self.chooser = Chooser(recipe.choice, model.num_blocks, journal.reports)
         if journal.finished:
             journal.load(self.states)
         else:
@@ -323,15 +328,20 @@ class _Run:
         block = self._load(i)
         self._advance("original", block, i)
         original = self._load(i) if self.recipe.follows_original else None
-        block, result, retreats = quantize_guarded(
-            block,
-            lambda: self._load(i),
-            self.recipe,
-            partial(self._quantize, i, original),
-            name,
-        )
-        assert isinstance(result.outputs, HiddenStates)
-        self.states["calibration"] = result.outputs
+        trials: list[Trial] = []
+        if self.chooser is not None and original is not None:
+            block, result, retreats, trials = self._choose(i, original)
+            self._advance("calibration", block, i)
+        else:
+            block, result, retreats = quantize_guarded(
+                block,
+                lambda: self._load(i),
+                self.recipe,
+                partial(self._quantize, i, original, None),
+                name,
+            )
+            assert isinstance(result.outputs, HiddenStates)
+            self.states["calibration"] = result.outputs
         self._advance("quantized", block, i)
         if original is not None:
             self._advance("reference", original, i)
@@ -341,7 +351,10 @@ class _Run:
             _with_size(linear, model.checkpoint_name(i, linear.name), stored)
             for linear in result.linears
         )
-        report = BlockReport(name, result.error, linears, warnings=(*retreats, *result.warnings))
+        chosen = min(trials, key=lambda trial: trial.error).name if trials else None
+        report = BlockReport(
+            name, result.error, linears, chosen, warnings=(*retreats, *result.warnings)
+        )
         digests = {
             model.checkpoint_name(i, linear): digest_of(weight)
             for linear, weight in result.weights.items()
@@ -349,6 +362,9 @@ class _Run:
         }
         usage = asdict(self.meter.lap())
         entry = {"report": asdict(report), "usage": usage, "digests": digests}
+        if self.chooser is not None:
+            seconds = on_first(lambda: usage["seconds"])
+            entry["choice"] = self.chooser.record(trials, seconds)
         self.journal.commit(stored, self.states, entry)
         give_back_memory()
         return report
@@ -357,16 +373,61 @@ class _Run:
         """Block i with its original weights, where it is to be run."""
         return self.place.settle(self.model.block(i))
 
+    def _choose(
+        self, i: int, original: nn.Module
+    ) -> tuple[nn.Module, BlockResult, tuple[str, ...], list[Trial]]:
+        """Block i by the candidate that is closest to the original model on text held back."""
+        assert self.chooser is not None
+        assert self.recipe.choice is not None
+        given, meant = self.states["calibration"], self.states["reference"]
+        fitted, judging = divided(given, self.recipe.choice.hold_back)
+        candidates = {recipe.name: recipe for recipe in self.recipe.alternatives()}
+
+        def run(block: nn.Module, text: Part) -> Iterator[torch.Tensor]:
+            for states in text:
+                yield run_exactly(block, states, self._arguments(i, *states.shape[:2]))
+
+        def attempt(
+            name: str,
+        ) -> tuple[tuple[nn.Module, BlockResult, tuple[str, ...]], Trial]:
+            started = time.perf_counter()
+            result = quantize_guarded(
+                self._load(i),
+                lambda: self._load(i),
+                candidates[name],
+                partial(self._quantize, i, original, fitted),
+                self.model.block_name(i),
+            )
+            error = distance(
+                run(result[0], Part(given, judging)),
+                run(original, Part(meant, judging)),
+                weighted=self.recipe.token_weighting == "residual",
+            )
+            return result, Trial(name, on_first(lambda: time.perf_counter() - started), error)
+
+        (block, result, retreats), trials = self.chooser.choose(attempt)
+        return block, result, retreats, trials
+
     def _quantize(
-        self, i: int, unchanged: nn.Module | None, block: nn.Module, recipe: Recipe
+        self,
+        i: int,
+        unchanged: nn.Module | None,
+        numbers: Sequence[int] | None,
+        block: nn.Module,
+        recipe: Recipe,
     ) -> BlockResult:
+        """numbers: of the sequences that it is calibrated on, None for all."""
         model = self.model
+        given: Sequence[torch.Tensor] = self.states["calibration"]
+        if numbers is not None:
+            given = Part(given, numbers)
         original = None
         if unchanged is not None and recipe.follows_original:
-            original = Original(unchanged, self.states["reference"])
+            meant: Sequence[torch.Tensor] = self.states["reference"]
+            original = Original(unchanged, meant if numbers is None else Part(meant, numbers))
         return quantize_block(
             block,
-            self.states["calibration"],
+            given,
             partial(self._arguments, i),
             model.architecture.groups_of(block),
             recipe,

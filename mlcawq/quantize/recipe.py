@@ -265,6 +265,18 @@ class Recipe(_Strict):
             step is not None and step.towards_original > 0 for step in steps
         )
 
+    def alternatives(self) -> list[Recipe]:
+        """What is tried on a block, in order of promise: this recipe, or those it chooses from."""
+        if self.choice is None:
+            return [self]
+        parts = ("name", "scale", "clip", "compensation", "learning")
+        return [
+            self.model_copy(
+                update={"choice": None, **{part: getattr(candidate, part) for part in parts}}
+            )
+            for candidate in self.choice.candidates
+        ]
+
     def converts(self, linear: str) -> bool:
         """Whether the linear of that full name is quantized."""
         return not any(re.search(pattern, linear) for pattern in self.modules_to_not_convert)
