@@ -35,6 +35,7 @@ _REPACK = "mlcawq repack THIS_FOLDER -o OUT --format awq"
 
 _WITH_GPTQMODEL = Use("transformers (with `pip install gptqmodel`)", "python", _TRANSFORMERS)
 _WITH_AUTOAWQ = Use("AutoAWQ", "python", _AUTOAWQ)
+_WITH_AUTOAWQ_ON_CUDA = Use("AutoAWQ, on CUDA", "python", _AUTOAWQ)
 _WITH_VLLM = Use("vLLM", "python", _VLLM)
 _WITH_LLM_AWQ = Use(
     "llm-awq, in a checkout of it",
@@ -57,7 +58,7 @@ FORMAT_CARDS = {
             _WITH_VLLM,
             _WITH_AUTOAWQ,
             Use(
-                "mlcawq: compiled for this machine, by its own compiler or by mlc_llm's",
+                "mlcawq: compiled for this machine",
                 "sh",
                 """
                 mlcawq build THIS_FOLDER -o OUT --target cpu
@@ -65,12 +66,9 @@ FORMAT_CARDS = {
                 """,
             ),
             Use(
-                "mlc_llm",
+                "mlc_llm, by way of mlcawq",
                 "sh",
-                """
-                mlc_llm convert_weight THIS_FOLDER -o OUT \\
-                    --source-format awq --quantization q4f16_autoawq
-                """,
+                "mlcawq build THIS_FOLDER -o OUT --via mlc-llm",
             ),
         ),
     ),
@@ -78,12 +76,12 @@ FORMAT_CARDS = {
         'Stored as AutoAWQ\'s "gemv" version, for one sequence at a time; all other tensors are '
         "float16.",
         "awq",
-        (_WITH_AUTOAWQ, _AS_GEMM),
+        (_WITH_AUTOAWQ_ON_CUDA, _AS_GEMM),
     ),
     "awq-gemv-fast": FormatCard(
         'Stored as AutoAWQ\'s "gemv_fast" version; all other tensors are float16.',
         "awq",
-        (_WITH_AUTOAWQ, _AS_GEMM),
+        (_WITH_AUTOAWQ_ON_CUDA, _AS_GEMM),
     ),
     "llm-awq": FormatCard(
         "Stored as llm-awq (MIT-HAN-Lab) packs weights, in safetensors; all other tensors are "
@@ -96,7 +94,7 @@ FORMAT_CARDS = {
         "compressed-tensors",
         (
             Use("transformers (with `pip install compressed-tensors`)", "python", _DEQUANTIZED),
-            _WITH_VLLM,
+            Use("vLLM (4 and 8 bits)", "python", _VLLM),
         ),
     ),
     "fake": FormatCard(

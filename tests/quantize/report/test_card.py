@@ -8,6 +8,7 @@ import pytest
 import yaml
 from made_up_reports import block, report
 
+from mlcawq.quantize.formats import FORMATS
 from mlcawq.quantize.report.card import model_card
 from mlcawq.quantize.report.format_cards import FORMAT_CARDS
 from mlcawq.quantize.report.wording import (
@@ -29,6 +30,10 @@ def test_a_card_says_what_was_done_and_how_to_load_it(fmt: str) -> None:
         assert expected in text
     assert text.count("```") % 2 == 0
     assert "{" not in text.partition("| recipe |")[0]
+
+
+def test_every_format_has_a_card() -> None:
+    assert sorted(FORMAT_CARDS) == sorted(FORMATS)
 
 
 def test_many_warnings_are_cut() -> None:
