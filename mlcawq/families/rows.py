@@ -26,7 +26,7 @@ def rows_of(kind: Rows, channels: int, outputs: int, head_dim: int) -> torch.Ten
 
     Raises ValueError where the numbers do not fit together.
     """
-    every = torch.arange(outputs)
+    every = torch.arange(outputs, device="cpu")
     if kind == "second_half":
         if outputs != 2 * channels:
             raise ValueError(f"{outputs} outputs are not twice {channels} channels")

@@ -23,15 +23,16 @@ def channel_rows(block: nn.Module, group: ScalingGroup, head_dim: int) -> torch.
     """
     if group.previous is None:
         return None
-    if not isinstance(group.rows, str):
-        return torch.tensor(group.rows)
     previous, reader = (block.get_submodule(name) for name in (group.previous, group.linears[0]))
+    if not isinstance(group.rows, str):
+        return torch.tensor(group.rows, device=reader.weight.device)
     if not isinstance(previous, nn.Linear):
         return None
     channels = int(reader.in_features)
     if group.rows == "heads" and previous.out_features == channels:
         return None
-    return rows_of(group.rows, channels, previous.out_features, head_dim)
+    rows = rows_of(group.rows, channels, previous.out_features, head_dim)
+    return rows.to(previous.weight.device)
 
 
 def fold_scale(

@@ -86,13 +86,6 @@ class HiddenStates(Sequence[torch.Tensor]):
         """
         return self if self._folder is None else self.like()
 
-    def copy(self) -> HiddenStates:
-        """The same again."""
-        other = self.like()
-        for j, states in enumerate(self):
-            other[j] = states
-        return other
-
     def save(self, path: Path) -> None:
         """All ranks' rows to the file `path` of the first one, in their order. All ranks call it.
 
