@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -268,6 +268,24 @@ class TensorMap:
                 yield name, tensor.shape, ""
             else:
                 yield name, tensor.shape, self.source_of(name)
+
+    def unmade(self, shape_of: Callable[[str], Sequence[int]]) -> Iterator[tuple[str, list[str]]]:
+        """Model tensors that cannot be computed, or not in their shape, from checkpoint tensors
+        of the shapes that `shape_of` tells, with the names of these."""
+        made: dict[int, dict[str, torch.Tensor]] = {}
+        for name, conversion in self._converted.items():
+            if not self._skeleton.is_text(name):
+                continue
+            if id(conversion) not in made:
+                try:
+                    made[id(conversion)] = conversion.apply(
+                        self._model, lambda source: torch.empty(*shape_of(source), device="meta")
+                    )
+                except (RuntimeError, ValueError, IndexError, KeyError):
+                    made[id(conversion)] = {}
+            found = made[id(conversion)].get(name)
+            if found is None or found.shape != self._state[name].shape:
+                yield name, sorted(source for source, _ in conversion.sources)
 
     def stale(self, name: str) -> bool:
         """Whether an unexpected tensor is one that transformers knows to be of no use."""

@@ -70,10 +70,22 @@ class Outline:
                 yield Problem("tensor is missing", where, "download the checkpoint again")
             elif source:
                 yield from self.stored.shape_problems(source, shape)
+        for name, sources in self.names.unmade(self._stored_shape):
+            yield Problem(
+                f"{', '.join(sources)} do not make the tensor that config.json means",
+                self.names.stored_name(name),
+                "download the checkpoint again",
+            )
         for name in self.names.unexpected:
             if not self.names.stale(name):
                 for part in self.stored.parts(name):
                     yield Problem("unexpected tensor: config.json does not account for it", part)
+
+    def _stored_shape(self, name: str) -> tuple[int, ...]:
+        spec = self.stored.linears.get(name.removesuffix(".weight"))
+        if spec is not None:
+            return spec.out_features, spec.in_features
+        return tuple(self.reader.info(name).shape)
 
     def path(self, i: int) -> str:
         """The path of block i in transformers' model."""

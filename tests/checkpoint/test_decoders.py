@@ -235,6 +235,28 @@ def test_missing_and_unexpected_tensors_by_the_checkpoints_names(tmp_path: Path)
     assert f"{experts}.2.w4.weight: unexpected tensor" in text
 
 
+def test_tensors_that_the_model_merges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three convolutions of the file are one in the model: read, and found missing."""
+    settings = {
+        **TINY_DECODERS["llama"],
+        "layer_types": ["linear_attention", "full_attention"],
+        "linear_num_key_heads": 4,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16,
+    }
+    monkeypatch.setitem(TINY_DECODERS, "olmo_hybrid", settings)
+    folder = make_tiny_decoder(tmp_path, "olmo_hybrid")
+    convolutions = {f"model.layers.0.linear_attn.{part}_conv1d.weight" for part in "qkv"}
+    assert convolutions < set(_agrees(folder).block_tensors(0))
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    tensors.pop(sorted(convolutions)[0])
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"q_conv1d\.weight, .*v_conv1d\.weight do not make"):
+        StreamedModel(folder)
+
+
 def test_names_of_another_time(tmp_path: Path) -> None:
     """GPT-NeoX's head, Bloom without a prefix: as published. And names that nobody knows."""
     neox = make_tiny_decoder(tmp_path / "neox", "gpt_neox")
