@@ -112,21 +112,23 @@ def _page_problems(html: Path) -> list[Problem]:
 def _show(result: Result, html: Path | None) -> None:
     from rich.console import Console
 
-    from mlcawq.comparison.words import shared_words
+    from mlcawq.comparison.words import measured_words, shared_words
 
     console = Console()
     errors = Console(stderr=True)
     for warning in result.warnings:
         errors.print(f"note: {warning}", style="yellow", highlight=False, soft_wrap=True)
+    console.print(measured_words(result), highlight=False)
     console.print(_summary(result))
     if shared_words(result):
         console.print(shared_words(result), highlight=False)
     if result.kinds:
-        console.print(_differences("relative output error by linear, %", result, result.kinds))
+        console.print("relative output error by linear, %", highlight=False)
+        console.print(_differences(result, result.kinds))
     furthest = sorted(result.layers, key=lambda one: -one.ratio)[:_LAYERS_SHOWN]
     if furthest:
-        title = "… of the blocks in which they differ most, %"
-        console.print(_differences(title, result, furthest))
+        console.print("of the blocks in which they differ most, %", highlight=False)
+        console.print(_differences(result, furthest))
     if html is not None:
         errors.print(f"written to {html}", style="dim", highlight=False, soft_wrap=True)
 
@@ -135,10 +137,10 @@ def _summary(result: Result) -> Table:
     """A model a column where there are few, so that it fits a terminal."""
     from rich.table import Table
 
-    from mlcawq.comparison.words import columns, measured_words
+    from mlcawq.comparison.words import columns
 
     shown = columns(result)
-    table = Table(title=measured_words(result), title_justify="left")
+    table = Table()
     table.add_column("")
     for row in result.rows:
         table.add_column(row.name, justify="right", overflow="fold")
@@ -147,10 +149,10 @@ def _summary(result: Result) -> Table:
     return table
 
 
-def _differences(title: str, result: Result, differences: Sequence[Difference]) -> Table:
+def _differences(result: Result, differences: Sequence[Difference]) -> Table:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("")
     for row in result.rows:
         table.add_column(row.name, justify="right", overflow="fold")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from mlcawq.families import FAMILIES
 from mlcawq.quantize.report.data import REPORT_PAGE, BlockReport, LinearReport, mean_error
 from mlcawq.quantize.report.wording import plural, size_words, sizes_words, time_words
 
@@ -95,7 +96,7 @@ def _summary(report: Report, output: Path) -> str:
     if costs:
         lines.append(", ".join(costs))
     lines.append(f"written to {output}, told in {output / REPORT_PAGE}")
-    if report.format == "awq":
+    if report.format == "awq" and report.model_type in FAMILIES:
         lines.append(f"next: mlcawq build {output} -o {output}-mlc --target cpu")
     else:
         lines.append(f"next: mlcawq eval {output} --text wikitext2")

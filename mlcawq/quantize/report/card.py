@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,15 @@ from mlcawq.quantize.report.wording import (
 
 @dataclass(frozen=True)
 class Use:
-    """One way to load a folder. language: of the code ("python", "sh")."""
+    """One way to load a folder. language: of the code ("python", "sh").
+
+    only: the model types that it is for, None for all.
+    """
 
     title: str
     language: str
     code: str
+    only: Collection[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,12 @@ class FormatCard:
     tag: str | None
     uses: tuple[Use, ...]
 
-    @property
-    def usage(self) -> str:
+    def usage(self, model_type: str) -> str:
         """The uses in Markdown."""
         return "\n\n".join(
             f"### {use.title}\n\n```{use.language}\n{textwrap.dedent(use.code).strip()}\n```"
             for use in self.uses
+            if use.only is None or model_type in use.only
         )
 
 
@@ -91,7 +95,7 @@ Calibration: {data["sequences"]} sequences, {data["tokens"]} tokens of {data["so
 | recipe | |
 |---|---|
 {_recipe_rows(recipe)}""",
-        f"## Use\n\n{fmt.usage}",
+        f"## Use\n\n{fmt.usage(report.model_type)}",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mlcawq.families import FAMILIES
 from mlcawq.quantize.report.card import FormatCard, Use
 
 _TRANSFORMERS = """
@@ -64,9 +65,10 @@ FORMAT_CARDS = {
                 mlcawq build THIS_FOLDER -o OUT --target cpu
                 mlcawq chat OUT
                 """,
+                only=FAMILIES,
             ),
             Use(
-                "mlc_llm, by way of mlcawq",
+                "mlc_llm, for the families that it has",
                 "sh",
                 "mlcawq build THIS_FOLDER -o OUT --via mlc-llm",
             ),

@@ -36,6 +36,13 @@ def test_every_format_has_a_card() -> None:
     assert sorted(FORMAT_CARDS) == sorted(FORMATS)
 
 
+def test_only_what_can_be_compiled_is_said_to_be() -> None:
+    assert "mlcawq chat" in model_card(report(), FORMAT_CARDS["awq"])
+    card = model_card(report(experts=2), FORMAT_CARDS["awq"])
+    assert "mlcawq chat" not in card
+    assert "--via mlc-llm" in card
+
+
 def test_many_warnings_are_cut() -> None:
     warned = replace(block(0), warnings=tuple(f"expert {i}: few tokens" for i in range(14)))
     card = model_card(report(blocks=(warned,)), FORMAT_CARDS["awq"])
