@@ -64,6 +64,13 @@ def quantize(
             "repeatable.",
         ),
     ] = None,
+    quantize_head: Annotated[
+        bool,
+        typer.Option(
+            "--quantize-head",
+            help="Quantize the output head too. Few engines read such a head.",
+        ),
+    ] = False,
     calib: Annotated[
         str,
         typer.Option(
@@ -150,6 +157,7 @@ def quantize(
     find_format(fmt)
     size = int(group_size) if group_size and group_size.isdigit() else group_size
     options: dict[str, Any] = {"bits": bits, "group_size": size, "symmetric": symmetric}
+    options["head"] = quantize_head or None
     options = {key: value for key, value in options.items() if value is not None}
     chosen = load_recipe(recipe, options)
     further: dict[str, list[Any]] = {

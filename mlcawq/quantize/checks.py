@@ -13,7 +13,7 @@ from mlcawq.quantize.distributed import ranks
 from mlcawq.quantize.formats import find_format
 from mlcawq.quantize.patterns import naming_problems
 from mlcawq.quantize.recipe import Recipe
-from mlcawq.quantize.specs import linear_specs
+from mlcawq.quantize.specs import final_norm, head_name, linear_specs
 
 
 def recipe_problems(outline: Outline, recipe: Recipe, fmt: str) -> Iterator[Problem]:
@@ -22,14 +22,12 @@ def recipe_problems(outline: Outline, recipe: Recipe, fmt: str) -> Iterator[Prob
         yield Problem(
             "the checkpoint is already quantized", "config.json", "start from the original model"
         )
-    linears = outline.all_quantizable()
-    yield from _naming_problems(outline, recipe, linears)
+    yield from _naming_problems(outline, recipe, outline.all_quantizable())
     alike = {  # linears that differ in the numbers of block and expert only are one
-        (_numbers_left_out(name), shape, recipe.grid_of(name, shape[0]).group_size)
-        for name, shape in linears.items()
-        if recipe.converts(name)
+        (_numbers_left_out(name), spec.in_features, spec.grid.group_size)
+        for name, spec in linear_specs(outline, recipe).items()
     }
-    for name, (in_features, _), size in sorted(alike):
+    for name, in_features, size in sorted(alike):
         linear = name.rpartition("*.")[2]
         if in_features % size:
             fitting = [size for size in (128, 64, 32) if in_features % size == 0]
@@ -41,6 +39,8 @@ def recipe_problems(outline: Outline, recipe: Recipe, fmt: str) -> Iterator[Prob
                 else f"leave it as it is: --keep {linear}",
             )
     yield from _merged_problems(outline, recipe)
+    if recipe.head:
+        yield from _head_problems(outline, recipe)
     yield from find_format(fmt).problems(linear_specs(outline, recipe))
 
 
@@ -59,6 +59,14 @@ def _merged_problems(outline: Outline, recipe: Recipe) -> Iterator[Problem]:
             name,
             f"leave it as it is: --keep {name.rpartition('*.')[2]}",
         )
+
+
+def _head_problems(outline: Outline, recipe: Recipe) -> Iterator[Problem]:
+    name, leave = head_name(outline), "leave the head as it is: without --quantize-head"
+    if recipe.activations is not None:
+        yield Problem("a head that takes integers is read by no engine", name, leave)
+    if outline.table is not None and final_norm(outline, outline.table) is None:
+        yield Problem("reads no norm that is known to come before it", name, leave)
 
 
 def _numbers_left_out(name: str) -> str:
@@ -113,17 +121,24 @@ def stored_bytes(outline: Outline, recipe: Recipe, fmt: str) -> int:
         else reader.info(name).nbytes // 2
         for name in reader.names
     )
-    specs = linear_specs(outline, recipe).values()
-    quantized = sum(map(find_format(fmt).bytes_of, specs))
-    plain = sum(2 * spec.in_features * spec.out_features for spec in specs)
+    specs = linear_specs(outline, recipe)
+    quantized = sum(map(find_format(fmt).bytes_of, specs.values()))
+    plain = sum(
+        2 * spec.in_features * spec.out_features
+        for name, spec in specs.items()
+        if not (name == head_name(outline) and outline.config.tie_word_embeddings)
+    )
     return max(kept - plain, 0) + quantized
 
 
-def notes(outline: Outline, recipe: Recipe) -> Iterator[str]:
+def notes(outline: Outline, recipe: Recipe, fmt: str) -> Iterator[str]:
     """What makes the output more than one would expect."""
-    config = outline.config
-    if recipe.rotation is not None and config.hf.tie_word_embeddings:
+    config, head = outline.config, head_name(outline)
+    if (recipe.rotation is not None or recipe.head) and config.hf.tie_word_embeddings:
+        spec = linear_specs(outline, recipe).get(head)
         size = 2 * config.vocab_size * config.hidden_size
+        if spec is not None:
+            size = find_format(fmt).bytes_of(spec)
         yield (
             "the head, which this model has in common with its embedding, becomes a tensor of its "
             f"own: {gigabytes(size)} more in the output"

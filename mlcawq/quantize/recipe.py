@@ -229,6 +229,8 @@ class Recipe(_Strict):
         the block, as the next norm does; "none" by 1.
     propagate: what the next block is calibrated on: the outputs of the "quantized" block, or of
         the "original" one.
+    head: quantize the output head too, after the blocks, whatever is said of lm_head below; one
+        that is tied to the embedding becomes a tensor of its own.
     modules_to_not_convert: regular expressions; linears in whose full name one is found stay as
         they are.
     """
@@ -247,6 +249,7 @@ class Recipe(_Strict):
     activations: ActivationRecipe | None = None
     token_weighting: Literal["residual", "none"] = "residual"
     propagate: Literal["quantized", "original"] = "quantized"
+    head: bool = False
     modules_to_not_convert: tuple[Annotated[str, AfterValidator(_pattern)], ...] = ("lm_head",)
 
     @model_validator(mode="after")

@@ -50,17 +50,17 @@ def check_function(
     model: StreamedModel,
     ids: torch.Tensor,
     original: torch.Tensor,
-    quantized: torch.Tensor,
+    logits: torch.Tensor,
 ) -> None:
     """Raise UserError where the written `folder` predicts otherwise than what was measured.
 
-    ids: [T], some text. original, quantized: [T, hidden_size], what the blocks of `model` and of
-    the quantization make of it.
+    ids: [T], some text. original: [T, hidden_size], what the blocks of `model` make of it. logits:
+    [T, vocabulary], what the quantization makes of it.
     """
     (states,) = (written := StreamedModel(folder)).hidden_states([ids.unsqueeze(0)])
     expected = model.head(original).log_softmax(-1)
-    measured = _divergence(expected, model.head(quantized))
-    found = _divergence(expected, written.head(states[0].to(quantized.device)))
+    measured = _divergence(expected, logits)
+    found = _divergence(expected, written.head(states[0].to(logits.device)))
     if not abs(found - measured) <= _RELATIVE * measured + _ABSOLUTE:
         raise UserError.one(
             f"the written model has a KL divergence of {found:.5f} from the original where "
