@@ -33,6 +33,7 @@ class StoredTensors:
         self.format: Format | None = None
         self.linears: dict[str, LinearSpec] = {}
         self._owner: dict[str, str] = {}
+        self._neutral: frozenset[str] = frozenset()
         if quantization is not None:
             self.format = stored_format(quantization, str(reader.folder / "config.json"))
             self.linears = self.format.linears(quantization, reader)
@@ -41,6 +42,7 @@ class StoredTensors:
                 for name, spec in self.linears.items()
                 for part in self.format.parts(name, spec)
             }
+            self._neutral = frozenset(self.format.neutral(reader))
 
     def is_quantized(self, linear: str) -> bool:
         """Whether the linear of that full name is stored in integers."""
@@ -48,8 +50,8 @@ class StoredTensors:
 
     @property
     def names(self) -> list[str]:
-        """Every tensor, sorted: a quantized linear once, as its weight."""
-        return sorted({self.unquantized(name) for name in self.reader.names})
+        """Every tensor that computes something, sorted: a quantized linear once, as its weight."""
+        return sorted({self.unquantized(n) for n in self.reader.names if n not in self._neutral})
 
     def unquantized(self, name: str) -> str:
         """A stored name -> the unquantized one that it is, or is a part of."""

@@ -24,7 +24,7 @@ from mlcawq.checkpoint.writing import (
 from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.quantize.formats import find_format
 from mlcawq.quantize.formats.base import Format, LinearSpec, half
-from mlcawq.quantize.formats.folder import kept_linears, tied_head, weights_writer
+from mlcawq.quantize.formats.folder import companions, kept_linears, weights_writer
 from mlcawq.quantize.report import REPORT_FILE, BlockReport, read_report
 from mlcawq.quantize.report.files import write_report
 from mlcawq.quantize.report.wording import size_words
@@ -80,7 +80,7 @@ def repack(
                 writer.add(key, tensor)
             if progress is not None:
                 progress(done + 1, len(names))
-        for key, tensor in tied_head(outline, target):
+        for key, tensor in companions(outline, target):
             writer.add(key, tensor)
         writer.close()
         size = TensorReader(stage).total_bytes

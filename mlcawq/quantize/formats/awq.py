@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from mlcawq.errors import Problem, UserError, raise_all
@@ -23,8 +24,7 @@ from mlcawq.quantize.integer import IntegerGrid, QuantizedWeight
 
 BITS = 4
 _OTHERS = "--format compressed-tensors or fake holds them"
-# AutoAWQ divides these activations by scales of their own, where another name than a linear's
-# ends in ".scales".
+# AutoAWQ divides these activations by scales, whose names end in ".scales" as a linear's do.
 _SCALED_ACTIVATIONS = (".act", ".gelu_impl")
 
 
@@ -39,6 +39,7 @@ class AwqStorage(ABC):
     name: str
     version: str
     one_file: bool = False
+    scales_activations: bool = True
     group_sizes: tuple[int, ...] | None = None
     in_multiple: int = 1
     out_multiple: int = 8
@@ -188,7 +189,7 @@ class AwqStorage(ABC):
             elif (
                 part in ("qzeros", "scaled_zeros", "scales")
                 and f"{prefix}.qweight" not in headers
-                and not prefix.endswith(_SCALED_ACTIVATIONS)
+                and not _is_activation_scale(name)
             ):
                 problems.append(
                     Problem(
@@ -210,6 +211,20 @@ class AwqStorage(ABC):
         """Symmetric integers of AutoAWQ whose zero points, 8 everywhere, are left out."""
         given = config.get("zero_point", True)
         return not self.scaled and not given and f"{name}.{self.zeros_part}" not in headers
+
+    def neutral(self, headers: Headers) -> list[str]:
+        """See `Format.neutral`."""
+        found = [name for name in headers.names if _is_activation_scale(name)]
+        raise_all(
+            Problem(
+                "AutoAWQ has moved an AWQ scale behind this activation, which is not read",
+                name,
+                "quantize the original model with `mlcawq quantize`",
+            )
+            for name in found
+            if (headers.numpy(name).astype(np.float32) != 1).any()
+        )
+        return found
 
     def parts(self, name: str, spec: LinearSpec) -> list[str]:
         """See `Format.parts`."""
@@ -241,6 +256,11 @@ class AwqStorage(ABC):
             self.zeros(name, spec, get),
             spec.grid,
         )
+
+
+def _is_activation_scale(name: str) -> bool:
+    module, _, part = name.rpartition(".")
+    return part == "scales" and module.endswith(_SCALED_ACTIVATIONS)
 
 
 def config_version(config: Mapping[str, Any]) -> str:

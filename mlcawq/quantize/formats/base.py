@@ -60,11 +60,13 @@ class Format(Protocol):
     """One way of storing quantized linears in a Hugging Face folder.
 
     name: what --format takes. one_file: its readers want all weights in model.safetensors, a head
-    that is tied to the embedding included.
+    that is tied to the embedding included. scales_activations: they divide some activations by
+    scales, which have to be stored (see `formats.folder.companions`).
     """
 
     name: str
     one_file: bool
+    scales_activations: bool
 
     def problems(self, linears: Mapping[str, LinearSpec]) -> Iterator[Problem]:
         """Why these linears, by full name, cannot be stored; every offender is named."""
@@ -93,6 +95,12 @@ class Format(Protocol):
         """The quantized linears of a folder by full name, from headers and stored shapes alone.
 
         Raises UserError naming every tensor that is missing or not as the config means it.
+        """
+
+    def neutral(self, headers: Headers) -> list[str]:
+        """Names of stored tensors that change nothing, and that a plain checkpoint does not have.
+
+        Raises UserError for such a tensor that does change something.
         """
 
     def parts(self, name: str, spec: LinearSpec) -> list[str]:

@@ -47,6 +47,7 @@ class CompressedTensors:
 
     name = _METHOD
     one_file = False
+    scales_activations = False
 
     def problems(self, linears: Mapping[str, LinearSpec]) -> Iterator[Problem]:
         """See `Format.problems`."""
@@ -200,6 +201,10 @@ class CompressedTensors:
             return None
         grid = IntegerGrid(kind.bits, size, kind.symmetric)
         return LinearSpec(K, N, grid, kind.activation_bits)
+
+    def neutral(self, headers: Headers) -> list[str]:
+        """None."""
+        return []
 
     def parts(self, name: str, spec: LinearSpec) -> list[str]:
         """See `Format.parts`."""

@@ -17,6 +17,7 @@ class Fake:
 
     name = "fake"
     one_file = False
+    scales_activations = False
 
     def problems(self, linears: Mapping[str, LinearSpec]) -> Iterator[Problem]:
         """See `Format.problems`."""
@@ -56,6 +57,10 @@ class Fake:
     def linears(self, config: Mapping[str, Any], headers: Headers) -> dict[str, LinearSpec]:
         """None that could be told from others."""
         return {}
+
+    def neutral(self, headers: Headers) -> list[str]:
+        """None."""
+        return []
 
     def parts(self, name: str, spec: LinearSpec) -> list[str]:
         """See `Format.parts`."""

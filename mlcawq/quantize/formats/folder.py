@@ -14,7 +14,17 @@ from mlcawq.checkpoint.writing import ShardWriter
 from mlcawq.quantize.budget import SHARD_BYTES
 from mlcawq.quantize.formats.base import Format, half
 
-_MOST_PARTS = 4  # tensors that any format makes of one
+_MOST_PARTS = 5  # tensors that any format makes of one
+# By model_type: the module that AutoAWQ puts a scale behind, and the linear before it.
+_SCALED_ACTIVATIONS = {
+    "bloom": ("gelu_impl", "dense_h_to_4h"),
+    "falcon": ("act", "dense_h_to_4h"),
+    "gpt_bigcode": ("act", "c_fc"),
+    "gpt_neox": ("act", "dense_h_to_4h"),
+    "gptj": ("act", "fc_in"),
+    "mpt": ("act", "up_proj"),
+    "starcoder2": ("act", "c_fc"),
+}
 
 
 def kept_linears(outline: Outline, quantized: Collection[str]) -> list[str]:
@@ -48,10 +58,24 @@ def weights_writer(
     return ShardWriter(stage, shard)
 
 
-def tied_head(outline: Outline, fmt: Format) -> Iterator[tuple[str, torch.Tensor]]:
-    """A head that is stored as the embedding alone, for formats whose readers want it apart."""
+def companions(outline: Outline, fmt: Format) -> Iterator[tuple[str, torch.Tensor]]:
+    """What readers of a format want beside the model's own tensors, which changes no number.
+
+    That is a head of its own where the model's is its embedding, for readers that take one file;
+    and ones, by which AutoAWQ, llm-awq and transformers divide the activation between an MLP's
+    linears in those families in which AutoAWQ moves a scale there. Where they are missing,
+    transformers makes numbers up.
+    """
     names, skeleton = outline.names, outline.skeleton
     head = f"{names.stored_name(skeleton.head)}.weight"
     source = names.source_of(f"{skeleton.head}.weight")
     if fmt.one_file and source is not None and head not in outline.stored.names:
         yield head, half(outline.stored.as_stored(source), head).clone()
+    if fmt.scales_activations and outline.config.model_type in _SCALED_ACTIVATIONS:
+        activation, before = _SCALED_ACTIVATIONS[outline.config.model_type]
+        for i, block in enumerate(outline.blocks):
+            for path, module in block.named_modules():
+                if hasattr(module, activation) and hasattr(module, before):
+                    size = getattr(module, before).out_features
+                    name = outline.checkpoint_name(i, f"{path}.{activation}.scales")
+                    yield name, torch.ones(size, dtype=torch.float16)
