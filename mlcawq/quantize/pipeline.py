@@ -8,9 +8,9 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,6 +56,8 @@ from mlcawq.quantize.formats import find_format
 from mlcawq.quantize.formats.base import Format, LinearSpec, half
 from mlcawq.quantize.formats.folder import companions, kept_linears, weights_writer
 from mlcawq.quantize.guards import quantize_guarded
+from mlcawq.quantize.head import quantize_head
+from mlcawq.quantize.head_of_model import head_of, norm_tensors, with_head
 from mlcawq.quantize.journal import Journal
 from mlcawq.quantize.metering import Meter, joined
 from mlcawq.quantize.place import Place, give_back_memory, run_exactly
@@ -74,7 +76,7 @@ from mlcawq.quantize.report.files import write_report
 from mlcawq.quantize.rotation import rotated_model, rotation_problems
 from mlcawq.quantize.rounding import Original
 from mlcawq.quantize.shortage import shortage_told
-from mlcawq.quantize.specs import linear_specs
+from mlcawq.quantize.specs import head_name, linear_specs
 from mlcawq.quantize.states import HiddenStates, shapes_of
 from mlcawq.quantize.verification import check_function, check_weights, digest_of
 
@@ -231,7 +233,7 @@ def _quantize_checkpoint(
     on_first(lambda: check_output(out, overwrite=overwrite))
     stored = stored_bytes(model.outline, recipe, fmt)
     needs = fitting(model.outline, recipe, stored, calibration, limited(max_memory))
-    needs = replace(needs, notes=tuple(notes(model.outline, recipe)))
+    needs = replace(needs, notes=tuple(notes(model.outline, recipe, fmt)))
     everywhere(lambda: raise_all(machine_problems(needs, out, max_memory)))
     progress.planned(needs)
 
@@ -240,6 +242,9 @@ def _quantize_checkpoint(
         progress.started(model.num_blocks, journal.finished)
         for i in range(journal.finished, model.num_blocks):
             progress.block_done(run.block(i))
+        if recipe.head and journal.finished == model.num_blocks:
+            progress.stage("head")
+            run.head()
         progress.stage("measuring")
         report = Report(
             model=name or src.resolve().name,
@@ -369,6 +374,31 @@ class _Run:
         give_back_memory()
         return report
 
+    def head(self) -> None:
+        """Quantize the head and commit it to the journal, as one block more."""
+        model = self.model
+        name = head_name(model.outline)
+        result = quantize_head(
+            head_of(model, self.place.device), self.states["calibration"], self.recipe
+        )
+        stored = self.fmt.tensors(
+            name, result.weight, linear_specs(model.outline, self.recipe)[name]
+        )
+        stored |= {key: half(value, key) for key, value in norm_tensors(model, result.norm).items()}
+        linear = _with_size(result.linear, name, stored)
+        report = BlockReport(name, linear.found, (linear,))
+        entry = {"report": asdict(report), "usage": asdict(self.meter.lap()), "digests": {}}
+        self.journal.commit(stored, self.states, entry)
+
+    @cached_property
+    def _quantized_head(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Once all is quantized: what the result makes of hidden states, as StreamedModel.head."""
+        if not self.recipe.head:
+            return self.model.head
+        spec = linear_specs(self.model.outline, self.recipe)[head_name(self.model.outline)]
+        tensors = on_first(lambda: self.journal.block_tensors(self.model.num_blocks))
+        return with_head(self.model, tensors, self.fmt, spec).head
+
     def _load(self, i: int) -> nn.Module:
         """Block i with its original weights, where it is to be run."""
         return self.place.settle(self.model.block(i))
@@ -491,6 +521,7 @@ class _Run:
         """Compare both models' predictions on the held-out tokens."""
         divergence = agreeing = loss = original_loss = 0.0
         tokens = predicted = 0
+        heads = self.model.head, self._quantized_head
         for ids, original, quantized in zip(
             self.held_out, self.states["original"], self.states["quantized"], strict=True
         ):
@@ -498,8 +529,8 @@ class _Run:
                 for start in range(0, ids.shape[1], LOGIT_TOKENS):
                     part = slice(start, start + LOGIT_TOKENS)
                     expected, found = (
-                        self.model.head(states[j, part].cpu()).log_softmax(-1)
-                        for states in (original, quantized)
+                        head(states[j, part].cpu()).log_softmax(-1)
+                        for head, states in zip(heads, (original, quantized), strict=True)
                     )
                     divergence += float(
                         (expected.exp() * (expected - found)).sum(dtype=torch.float64)
@@ -535,11 +566,17 @@ class _Run:
         with staged_folder(out, overwrite=overwrite) as stage:
             writer = weights_writer(stage, self.fmt, model.outline.stored.names, self.needs.shard)
             size = 0
-            for name, tensor in chain(self._tensors(), companions(model.outline, self.fmt)):
+            beside = companions(model.outline, self.fmt)
+            if self.recipe.head:  # which is in the journal, not the embedding's twin
+                head = f"{head_name(model.outline)}.weight"
+                beside = (item for item in beside if item[0] != head)
+            for name, tensor in chain(self._tensors(), beside):
                 writer.add(name, tensor)
                 size += tensor.nbytes
             writer.close()
             config = portable_config(model.config, dtype="float16")
+            if self.recipe.head:
+                config["tie_word_embeddings"] = False
             linears = self._quantized()
             entry = self.fmt.quantization_config(linears, kept_linears(model.outline, linears))
             if entry is not None:
@@ -556,12 +593,15 @@ class _Run:
 
     def _quantized(self) -> dict[str, LinearSpec]:
         """The linears that were quantized, by full name."""
-        specs = linear_specs(self.model.outline, self.recipe)
-        names = (
-            self.model.checkpoint_name(i, linear.name)
-            for i, report in enumerate(self.block_reports())
+        model, blocks = self.model, self.block_reports()[: self.model.num_blocks]
+        specs = linear_specs(model.outline, self.recipe)
+        names = [
+            model.checkpoint_name(i, linear.name)
+            for i, report in enumerate(blocks)
             for linear in report.linears
-        )
+        ]
+        if self.recipe.head:
+            names.append(head_name(model.outline))
         return {name: specs[name] for name in names}
 
     def _check(self, folder: Path) -> None:
@@ -572,17 +612,24 @@ class _Run:
             original, quantized = (
                 self.states[name][0][0].cpu() for name in ("original", "quantized")
             )
-            check_function(folder, self.model, self.held_out[0][0], original, quantized)
+            logits = self._quantized_head(quantized)
+            check_function(folder, self.model, self.held_out[0][0], original, logits)
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of the result: blocks from the journal, the rest as it was, in float16."""
         model, reader = self.model, self.model.reader
         blocks = {i: model.block_tensors(i) for i in range(model.num_blocks)}
         of_blocks = {name for names in blocks.values() for name in names}
+        head: dict[str, torch.Tensor] = {}
+        if self.recipe.head:
+            head = self.journal.block_tensors(model.num_blocks)
+            of_blocks.add(f"{head_name(model.outline)}.weight")
         for name in reader.names:
-            if name not in of_blocks:
+            if name not in of_blocks and name not in head:
                 yield name, half(reader.torch(name), name)
-        for (i, names), report in zip(blocks.items(), self.block_reports(), strict=True):
+        yield from sorted(head.items())
+        reports = self.block_reports()[: model.num_blocks]
+        for (i, names), report in zip(blocks.items(), reports, strict=True):
             tensors = self.journal.block_tensors(i)
             replaced = {
                 model.checkpoint_name(i, f"{linear.name}.weight") for linear in report.linears
