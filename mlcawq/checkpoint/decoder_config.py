@@ -74,6 +74,17 @@ class DecoderConfig:
                 return given
         return 4 * self.hidden_size
 
+    @property
+    def plain_tokens(self) -> tuple[int, int]:
+        """Two token ids that no config gives a meaning: no padding, no place for an image."""
+        special: set[int] = set()
+        for config in (self.whole, self.hf):
+            for key, value in config.to_dict().items():
+                if key.endswith(("token_id", "token_index", "token_ids")):
+                    special.update(value if isinstance(value, list) else [value])
+        first, second, *_ = (i for i in range(len(special) + 2) if i not in special)
+        return first, second
+
 
 def read_decoder_config(folder: Path) -> DecoderConfig:
     """The config of a checkpoint folder of any decoder. Runs no code but transformers' own.

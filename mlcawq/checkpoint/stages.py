@@ -171,11 +171,15 @@ class Stages:
     """The embedding stage, the calls of the blocks and the head stage of a model.
 
     model: the causal language model; its blocks, embedding and head are replaced in it.
-    layers: its list of blocks.
+    layers: its list of blocks. width: of the hidden states.
+    tokens: two ids of ordinary tokens, for what does not depend on the text.
     """
 
-    def __init__(self, model: Any, layers: nn.ModuleList, width: int) -> None:
+    def __init__(
+        self, model: Any, layers: nn.ModuleList, width: int, tokens: tuple[int, int]
+    ) -> None:
         self._model = model
+        self._tokens = tokens
         blocks = list(layers)
         self._last = len(blocks) - 1
         self._run = _Run(blocks, width, type(model).__name__)
@@ -193,14 +197,14 @@ class Stages:
     @torch.no_grad()
     def calls(self, batch: int, tokens: int) -> list[dict[str, Any]]:
         """What each block is called with for [batch, tokens], beside the hidden states."""
-        self._forward(torch.zeros(batch, tokens, dtype=torch.long), until=self._last)
+        self._forward(torch.full((batch, tokens), self._tokens[0]), until=self._last)
         return self._run.calls
 
     @torch.no_grad()
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """What leaves the last block, [..., width] -> float32 logits [..., vocabulary]."""
         rows = hidden.reshape(-1, 1, hidden.shape[-1])
-        ids = torch.zeros(rows.shape[:2], dtype=torch.long)
+        ids = torch.full(rows.shape[:2], self._tokens[0])
         logits = self._forward(ids, injected=rows).logits
         return logits.float().reshape(*hidden.shape[:-1], -1)
 
@@ -215,9 +219,14 @@ class Stages:
     def check(self) -> None:
         """Raise UserError for an architecture whose blocks cannot be run one by one."""
         found = []
-        for token in (0, 1):
+        for token in self._tokens:
             self._forward(torch.full((1, 2), token), until=self._last)
             found.append(self._run.calls)
+            if self._run.first is None or self._run.first.shape[:2] != (1, 2):
+                raise UserError.one(
+                    f"{self._name} adds to the text, so it cannot be run block by block",
+                    "config.json",
+                )
         for first, second in zip(*found, strict=True):
             for name, value in first.items():
                 if not _same(value, second.get(name)):

@@ -64,7 +64,7 @@ class StreamedModel:
         """Stages on the skeleton's model, with what is outside of the blocks read but two."""
         skeleton, model = self.outline.skeleton, self.outline.skeleton.model
         layers = model.get_submodule(skeleton.layers)
-        stages = Stages(model, layers, self.config.hidden_size)
+        stages = Stages(model, layers, self.config.hidden_size, self.config.plain_tokens)
         embedding, head = f"{skeleton.embedding}.weight", f"{skeleton.head}."
         for name in list(model.state_dict()):
             if skeleton.is_text(name) and name != embedding and not name.startswith(head):

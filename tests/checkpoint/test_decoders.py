@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from awq_mixtures import make_awq_mixture
 from safetensors.torch import load_file, save_file
 from tiny_decoders import TINY_DECODERS, load_decoder, make_tiny_decoder
 
@@ -307,14 +308,34 @@ def test_another_reader(tmp_path: Path) -> None:
     torch.testing.assert_close(doubled, 2 * plain)
 
 
-def test_blocks_that_read_more_than_hidden_states_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("model_type", "changes", "reason"),
+    [
+        ("cpmant", {"dim_head": 16, "dim_ff": 96}, "adds to the text"),
+        ("xlm", {"n_layers": 2, "n_heads": 4, "emb_dim": 64}, "does more between its blocks"),
+    ],
+)
+def test_what_cannot_be_streamed_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model_type: str,
+    changes: dict[str, Any],
+    reason: str,
 ) -> None:
-    settings = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-    monkeypatch.setitem(TINY_DECODERS, "cpmant", {**settings, "dim_head": 16, "dim_ff": 96})
-    folder = make_tiny_decoder(tmp_path, "cpmant")
-    with pytest.raises(UserError, match="read the text again"):
+    settings = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, **changes}
+    monkeypatch.setitem(TINY_DECODERS, model_type, settings)
+    folder = make_tiny_decoder(tmp_path, model_type)
+    with pytest.raises(UserError, match=reason):
         StreamedModel(folder)
+
+
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen2_moe", "qwen3_moe"])
+def test_quantized_experts_are_dequantized(tmp_path: Path, model_type: str) -> None:
+    awq, plain = make_awq_mixture(tmp_path, model_type)
+    ids = _batches()[0]
+    with torch.no_grad():
+        expected = load_decoder(plain)(ids).logits
+    torch.testing.assert_close(StreamedModel(awq).logits([ids])[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_computing_in_bfloat16(tmp_path: Path) -> None:
