@@ -130,13 +130,20 @@ class Chooser:
         self._trials = [
             [Trial(**trial) for trial in entry["choice"]["trials"]] for entry in entries
         ]
-        self._next = list(entries[-1]["choice"]["next"]) if entries else self._order
+        plain = [candidate.name for candidate in choice.candidates if candidate.learning is None]
+        self._quick = (plain or self._order)[0]
+        self._next = self._order
+        if entries:
+            self._next = list(entries[-1]["choice"]["next"])
+        elif self._budget is not None:
+            self._next = sorted(self._order, key=lambda name: name != self._quick)
 
     def choose(self, attempt: Callable[[str], tuple[Result, Trial]]) -> tuple[Result, list[Trial]]:
         """The attempt of least error on the next block, and all trials.
 
         attempt: fits and judges the candidate of that name. On the first block nothing is known
-        of times: candidates are tried until this block's share of the budget is used up.
+        of times: the first that does not learn begins, and others follow in their order until
+        this block's share of the budget is used up.
         """
         share = None if self._budget is None else self._budget / self._blocks
         trials: list[Trial] = []
@@ -170,16 +177,16 @@ class Chooser:
         tried = sum(trial.seconds for trials in self._trials for trial in trials)
         beside = max(0.0, sum(self._seconds) - tried) / len(self._seconds)
         allowed = max(0.0, self._budget - sum(self._seconds)) / left - beside
-        return affordable(self._order, costs, allowed)
+        return affordable(self._order, costs, allowed) or [self._quick]
 
 
 def affordable(order: Sequence[str], costs: Mapping[str, float], allowed: float) -> list[str]:
-    """Those of `order` that `allowed` seconds suffice for, one after another; the cheapest alone
-    where they suffice for none. What has no known cost did not fit into the first block.
+    """Those of `order` that `allowed` seconds suffice for, one after another. What has no known
+    cost did not fit into the first block.
     """
     chosen: list[str] = []
     for name in order:
         if name in costs and costs[name] <= allowed:
             chosen.append(name)
             allowed -= costs[name]
-    return chosen or [min(costs, key=lambda name: costs[name])]
+    return chosen

@@ -175,7 +175,8 @@ class ChoiceRecipe(_Strict):
 
     candidates: in order of promise; they replace scale, clip, compensation and learning.
     budget_minutes: what quantizing all blocks may take: as many candidates are tried on a block as
-        there is time for, one at least. null: all of them, so that no clock decides.
+        there is time for, at least the first that does not learn. null: all of them, so that no
+        clock decides.
     hold_back: one of so many calibration sequences judges the candidates, which are fitted on the
         others.
     """

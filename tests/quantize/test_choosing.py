@@ -56,11 +56,11 @@ def test_what_there_is_time_for() -> None:
     assert affordable(order, COSTS, 100) == ["a", "b", "c"]
     assert affordable(order, COSTS, 45) == ["a", "b"]
     assert affordable(order, COSTS, 25) == ["b"]
-    assert affordable(order, COSTS, 3) == ["b"]  # the cheapest, whatever it takes
+    assert affordable(order, COSTS, 3) == []
 
 
 def _choice(minutes: float | None, names: str = "abc") -> ChoiceRecipe:
-    candidates = [{"name": name} for name in names]
+    candidates = [{"name": name, "learning": {} if name == "a" else None} for name in names]
     return ChoiceRecipe.model_validate({"candidates": candidates, "budget_minutes": minutes})
 
 
@@ -81,8 +81,12 @@ def test_the_budget_is_kept() -> None:
     tried = _run(Chooser(_choice(minutes=250 / 60), 6, []), 6)
     spent = sum(sum(COSTS[name] for name in block) + 5 for block in tried)
     assert spent <= 250
-    assert len(tried[0]) > 1
-    assert all(tried)
+    assert tried[0] == ["b", "a", "c"]
+    assert {"a"} < {name for block in tried[1:] for name in block}
+
+
+def test_a_short_budget_leaves_what_is_quick() -> None:
+    assert _run(Chooser(_choice(minutes=0.1), 3, []), 3) == [["b"]] * 3
 
 
 def test_without_a_budget_no_clock_decides() -> None:
