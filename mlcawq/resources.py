@@ -8,7 +8,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def templates_dir(kind: str) -> Path:
-    """The folder of `kind` templates ("conversation" or "recipes").
+    """The folder of `kind` templates ("conversation", "recipes" or "report").
 
     A wheel carries templates/ inside the package; a source checkout has it beside the package.
     """
