@@ -54,6 +54,7 @@ def _on_two(work: Callable[..., Any], *arguments: Any) -> None:
 _RECIPES: list[dict[str, Any]] = [
     {"scale": {"tokens": 16}},
     {"scale": {"tokens": 16}, "compensation": {"towards_original": 0.5}},
+    {"scale": {"tokens": 16}, "learning": {"iterations": 5, "batch": 2, "hold_back": 3}},
 ]
 
 
