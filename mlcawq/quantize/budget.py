@@ -115,7 +115,8 @@ class _Work:
         embedding = max(self._reader.info(name).nbytes for name in self._reader.names)
         logits = 4 * LOGIT_TOKENS * self._config.vocab_size * _FLOAT
         # Writing copies a shard's bytes once more.
-        after = kept + max(embedding + HEAD_BYTES + logits, 2 * min(stored, shard) + embedding)
+        head = min(HEAD_BYTES, self._config.vocab_size * self._config.hidden_size * _FLOAT)
+        after = kept + max(embedding + head + logits, 2 * min(stored, shard) + embedding)
         memory = _now() + _LIBRARIES + int(_SPARE * max(work, after))
         journal = hidden * (1 + followed) + held_out
         spilled = states if on_disk else 0
