@@ -14,7 +14,7 @@ from mlcawq.checkpoint.outline import Outline
 from mlcawq.errors import Problem, raise_all
 from mlcawq.families import Architecture, ScalingGroup
 from mlcawq.families.base import linear_names
-from mlcawq.quantize.folding import channel_rows
+from mlcawq.families.rows import rows_of, value_head_dim
 from mlcawq.quantize.probes import mixes_tokens
 from mlcawq.quantize.recipe import RotationRecipe
 from mlcawq.quantize.rotation.hadamard import Rotation, random_hadamard
@@ -161,16 +161,19 @@ class _Planner:
         attention = block.get_submodule(reader.rpartition(".")[0])
         if group.previous is None or others or not mixes_tokens(attention):
             return
-        if not isinstance(block.get_submodule(group.previous), nn.Linear):
+        before, linear = (block.get_submodule(name) for name in (group.previous, reader))
+        if not isinstance(before, nn.Linear) or not isinstance(linear, nn.Linear):
             return
-        linear: Any = block.get_submodule(reader)
-        size = linear.in_features // self._outline.config.hf.num_attention_heads
+        size = value_head_dim(self._outline.config.hf)
         if size not in self._heads:
             self._heads[size] = random_hadamard(size, self._generator)
         turned = self._heads[size]
-        rows = channel_rows(block, group, size)
+        if isinstance(group.rows, str):
+            rows = rows_of(group.rows, linear.in_features, before.out_features, size)
+        else:
+            rows = torch.tensor(group.rows)
         heads = torch.arange(linear.in_features).view(-1, size)
-        sources = heads if rows is None else rows.view(-1, size).unique(dim=0)
+        sources = rows.view(-1, size).unique(dim=0)
         changes[reader] = replace(changes[reader], reads=HeadRotation(heads, turned))
         values = changes[group.previous]
         changes[group.previous] = replace(values, writes=HeadRotation(sources, turned))
