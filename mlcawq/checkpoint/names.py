@@ -288,8 +288,14 @@ class TensorMap:
                 yield name, sorted(source for source, _ in conversion.sources)
 
     def stale(self, name: str) -> bool:
-        """Whether an unexpected tensor is one that transformers knows to be of no use."""
+        """Whether an unexpected tensor is one that is known to be of no use to a decoder."""
         known = self._model._keys_to_ignore_on_load_unexpected or ()
         if _STALE.search(name) or any(re.search(pattern, name) for pattern in known):
             return True
-        return any(name.endswith(buffer) for buffer, _ in self._model.named_buffers())
+        if any(name.endswith(buffer) for buffer, _ in self._model.named_buffers()):
+            return True
+        # Layers that predict the tokens after the next one stand behind the decoder's own.
+        text = self._model.config.get_text_config(decoder=True)
+        layers, own = self.stored_name(self._skeleton.layers), len(self._skeleton.blocks)
+        further = range(own, own + (getattr(text, "num_nextn_predict_layers", None) or 0))
+        return name.startswith(tuple(f"{layers}.{i}." for i in further))

@@ -258,6 +258,22 @@ def test_tensors_that_the_model_merges(tmp_path: Path, monkeypatch: pytest.Monke
         StreamedModel(folder)
 
 
+def test_tensors_that_are_of_no_use_are_no_error(tmp_path: Path) -> None:
+    """Masks that old releases stored, and a layer that predicts the token after the next."""
+    for model_type, name in (
+        ("gptj", "transformer.h.1.attn.masked_bias"),
+        ("deepseek_v3", "model.layers.2.mlp.gate.weight"),
+    ):
+        path = make_tiny_decoder(tmp_path / model_type, model_type) / "model.safetensors"
+        tensors = {**load_file(path), name: torch.zeros(2, 2)}
+        save_file(tensors, path, metadata={"format": "pt"})
+        StreamedModel(path.parent)
+    tensors = {**load_file(path), name.replace("layers.2", "layers.3"): torch.zeros(2, 2)}
+    save_file(tensors, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.layers\.3\.mlp\.gate\.weight: unexpected"):
+        StreamedModel(path.parent)
+
+
 def test_names_of_another_time(tmp_path: Path) -> None:
     """GPT-NeoX's head, Bloom without a prefix: as published. And names that nobody knows."""
     neox = make_tiny_decoder(tmp_path / "neox", "gpt_neox")
