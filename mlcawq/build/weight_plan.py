@@ -9,7 +9,7 @@ import numpy as np
 
 from mlcawq.checkpoint.config import ModelConfig
 from mlcawq.checkpoint.tensors import TensorReader
-from mlcawq.errors import Problem, raise_all
+from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.families import expected_tensors, find_family, linear_biases, linear_shapes
 from mlcawq.graph.settings import WORDS, Quantization, quantized_linears
 from tir_kernels.layouts import AUTOAWQ, SYMMETRIC_ZEROS, TILED, LinearShape
@@ -71,6 +71,12 @@ def plan_parameters(
     the config says, or is not part of this architecture.
     """
     family = find_family(config)
+    if f"{family.head}.qweight" in reader:
+        raise UserError.one(
+            "the output head is quantized, and compiled models compute with a plain one",
+            f"{reader.folder}: {family.head}",
+            "quantize the model again, without --quantize-head",
+        )
     quantized = quantized_linears(config)
     shapes, biases = linear_shapes(config), linear_biases(config)
     fused: dict[str, list[str]] = {}

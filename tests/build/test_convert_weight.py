@@ -238,6 +238,14 @@ def test_every_wrong_tensor_is_named_at_once(tmp_path: Path) -> None:
     assert not out.exists()
 
 
+def test_a_quantized_head_is_refused(tmp_path: Path) -> None:
+    words = torch.zeros(128, 50, dtype=torch.int32)
+    folder = broken(tmp_path, {"lm_head.weight": None, "lm_head.qweight": words})
+    with pytest.raises(UserError, match="--quantize-head") as caught:
+        convert_weight(folder, tmp_path / "out")
+    assert len(caught.value.problems) == 1
+
+
 def test_overflow_names_the_tensors_and_leaves_nothing(tmp_path: Path) -> None:
     large = torch.ones(128)
     large[5] = 70000
