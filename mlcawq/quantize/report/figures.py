@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -123,18 +124,38 @@ def _figure(height: float, left: float) -> Figure:
 
 
 def draw_lines(axes: Axes, lines: list[Line], *, log: bool = False) -> None:
-    """Lines over the layers' numbers; markers where there are few layers to connect."""
+    """Lines over the layers' numbers; markers where there are few layers to connect.
+
+    log: a logarithmic scale, on which nought and less are left out; not where nothing is more.
+    """
     layers = max((len(line.values) for line in lines), default=0)
+    log = log and any(_drawn(value, True) for line in lines for value in line.values)
     for line in lines:
-        x, y = _known(line.values)
-        marker = "o" if layers <= 24 else None
-        axes.plot(x, y, color=line.color, lw=1.3, marker=marker, ms=2.6, label=line.label or None)
-        if line.low is not None and line.high is not None:
-            (at, low), (_, high) = _known(line.low), _known(line.high)
-            axes.fill_between(at, low, high, color=line.color, alpha=0.2, lw=0)
+        known = [(i, value) for i, value in enumerate(line.values) if _drawn(value, log)]
+        axes.plot(
+            [i for i, _ in known],
+            [value for _, value in known],
+            color=line.color,
+            lw=1.3,
+            marker="o" if layers <= 24 else None,
+            ms=2.6,
+            label=line.label or None,
+        )
+        bands = [
+            (i, low, high)
+            for i, (low, high) in enumerate(zip(line.low or [], line.high or [], strict=True))
+            if _drawn(low, log) and _drawn(high, log)
+        ]
+        if bands:
+            at, low_edge, high_edge = zip(*bands, strict=True)
+            axes.fill_between(at, low_edge, high_edge, color=line.color, alpha=0.2, lw=0)
     if log:
         axes.set_yscale("log")
     layer_axis(axes, layers)
+
+
+def _drawn(value: float | None, log: bool) -> bool:
+    return value is not None and isfinite(value) and (value > 0 or not log)
 
 
 def layer_axis(axes: Axes, layers: int) -> None:
@@ -147,11 +168,11 @@ def layer_axis(axes: Axes, layers: int) -> None:
 
 
 def log_ticks(axes: Axes, words: Callable[[float], str]) -> None:
-    """Ticks of a logarithmic y axis at round numbers, as `words` writes them."""
+    """Ticks of a y axis at round numbers, as `words` writes them; few on a logarithmic one."""
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     bottom, top = axes.get_ylim()
-    if top / bottom > 4:
+    if axes.get_yscale() == "log" and top / bottom > 4:
         subs = (1.0,) if top / bottom > 30 else (1.0, 2.0, 5.0)
         axes.yaxis.set_major_locator(LogLocator(subs=subs))
     else:  # powers and their multiples would be one tick, or none
@@ -198,8 +219,3 @@ def picture(figure: Figure, title: str, name: str) -> Picture:
     for color, variable in _NAMES.items():
         svg = svg.replace(color, f"var(--{variable})")
     return Picture(svg, title)
-
-
-def _known(values: list[float | None]) -> tuple[list[int], list[float]]:
-    pairs = [(i, value) for i, value in enumerate(values) if value is not None]
-    return [i for i, _ in pairs], [value for _, value in pairs]

@@ -59,9 +59,11 @@ def error_by_layer(report: Report) -> Picture:
         return picture(figure, "Relative output error by layer", "layer-errors")
 
 
-def error_by_kind(report: Report) -> Picture:
+def error_by_kind(report: Report) -> Picture | None:
     """Before and after, by kind of linear."""
     means = report.mean_errors()
+    if not means:
+        return None
     with style():
         figure, axes = one_panel(0.26 * len(means) + 0.5, [mean.name for mean in means])
         at = range(len(means))[::-1]
@@ -78,9 +80,11 @@ def error_by_kind(report: Report) -> Picture:
         return picture(figure, "Relative output error by linear", "kind-errors")
 
 
-def error_panels(report: Report) -> Picture:
+def error_panels(report: Report) -> Picture | None:
     """Before and after, linear by linear and layer by layer; experts as median and range."""
     kinds = by_kind(report)
+    if not kinds:
+        return None
     with style():
         figure, panels = rows_of_panels(len(kinds))
         for axes, (kind, layers) in zip(panels, kinds.items(), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -10,7 +11,7 @@ from statistics import median
 import pytest
 from made_up_reports import block, linear, report
 
-from mlcawq.quantize.report import Report
+from mlcawq.quantize.report import Report, Spread
 from mlcawq.quantize.report.page import report_page
 
 _VOID = {"meta", "br", "link", "img", "hr", "input"}
@@ -116,6 +117,18 @@ def test_different_bits_are_shown() -> None:
 def test_nothing_quantized_in_a_layer() -> None:
     _, parser = _checked(report(blocks=(block(0), replace(block(1), linears=()))))
     assert "not quantized" in " ".join(parser.text)
+    page, _ = _checked(report(1, blocks=(replace(block(0), linears=()),)))
+    assert page.count("<svg") == 2
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("error", [0.0, math.nan])
+def test_errors_that_no_scale_holds(error: float) -> None:
+    """Experts that were given no token have none; a report must not fail on what it reports."""
+    nowhere = Spread(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    options = {"nearest": error, "found": error, "tokens": 0, "scale": nowhere, "clip": nowhere}
+    page, _ = _checked(report(1, blocks=(block(0, experts=2, error=error, **options),)))
+    assert page.count("<svg") == 7
 
 
 def test_curves_hold_the_numbers() -> None:
