@@ -39,7 +39,7 @@ def read_corpus() -> Corpus:
     for source, folder in _sources().items():
         before = sum(map(len, parts[0]))
         for name, paragraphs in _documents(folder):
-            fresh = [part for part in paragraphs if part not in seen]
+            fresh = [part for part in dict.fromkeys(paragraphs) if part not in seen]
             seen.update(fresh)
             if fresh:
                 digest = hashlib.sha256(f"{source}/{name}".encode()).digest()
