@@ -80,6 +80,9 @@ from mlcawq.quantize.specs import head_name, linear_specs
 from mlcawq.quantize.states import HiddenStates, shapes_of
 from mlcawq.quantize.verification import check_function, check_weights, digest_of
 
+# Of the vocabulary: a perplexity above it says that a model makes nothing of what it is given.
+_GUESSING = 0.5
+
 
 class Progress(Protocol):
     """Told what happens; every method returns at once."""
@@ -246,6 +249,7 @@ def _quantize_checkpoint(
             progress.stage("head")
             run.head()
         progress.stage("measuring")
+        measured = run.measure()
         report = Report(
             model=name or src.resolve().name,
             model_type=model.config.model_type,
@@ -259,9 +263,9 @@ def _quantize_checkpoint(
             versions=_versions(),
             fingerprint=_digest(fingerprint),
             blocks=run.block_reports(),
-            measured=run.measure(),
+            measured=measured,
             format=fmt,
-            warnings=run.warnings(),
+            warnings=run.warnings(measured),
         )
         progress.stage("writing")
         report = on_first(lambda: run.write(out, report, overwrite=overwrite))
@@ -483,7 +487,7 @@ class _Run:
         """Of the finished blocks, those of earlier runs included."""
         return tuple(BlockReport.from_json(entry["report"]) for entry in self.journal.reports)
 
-    def warnings(self) -> tuple[str, ...]:
+    def warnings(self, measured: ModelReport) -> tuple[str, ...]:
         """What the reader of the report should know of the whole model."""
         found = list(self.needs.notes)
         if self.model.config.model_type not in ARCHITECTURES:
@@ -495,6 +499,12 @@ class _Run:
             found.append(
                 "the calibration text is too short to hold any of it out: the model is measured "
                 "on tokens that it was calibrated on"
+            )
+        if measured.original_perplexity > _GUESSING * self.model.config.vocab_size:
+            found.append(
+                f"the original model's perplexity is {measured.original_perplexity:.5g}, hardly "
+                "better than guessing: its tokenizer may be another model's, or the text of a "
+                "kind that it does not know"
             )
         return tuple(found)
 

@@ -121,7 +121,9 @@ def test_out_of_memory_half_way_keeps_the_finished_blocks(
     tmp_path: Path, source: Path, calibration: CalibrationData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And hidden states in files, in smaller batches, lead to what memory leads to."""
-    quantize_checkpoint(source, tmp_path / "whole", _recipe(), calibration)
+    report = quantize_checkpoint(source, tmp_path / "whole", _recipe(), calibration)
+    # Random weights make nothing of any text, like a model with another one's tokenizer.
+    assert "better than guessing" in " ".join(report.warnings)
     real, calls = pipeline.quantize_block, []
 
     def short(*arguments: Any, **options: Any) -> Any:
