@@ -43,8 +43,11 @@ class _Conversion:
     sources: list[tuple[str, str]] = field(default_factory=list)  # (name, the rule's pattern)
 
     def apply(self, model: Any, read: Read) -> dict[str, torch.Tensor]:
+        from transformers.core_model_loading import dot_natural_key
+
         rule = copy.deepcopy(self.rule)  # it collects tensors in itself
-        for name, pattern in self.sources:
+        # Experts are stacked as they come: the tenth after the ninth.
+        for name, pattern in sorted(self.sources, key=lambda source: dot_natural_key(source[0])):
             rule.add_tensor(self.first, name, pattern, read(name))
         made = rule.convert(self.first, model=model, config=model.config)
         return {name: t[0] if isinstance(t, list) else t for name, t in made.items()}
@@ -106,7 +109,7 @@ class TensorMap:
         return USUAL_NAMES
 
     def _read_names(self, names: Iterable[str]) -> None:
-        from transformers.core_model_loading import apply_renamings, rename_source_key
+        from transformers.core_model_loading import rename_source_key
 
         renamings, converters = self._rules()
         by_pattern = {pattern: rule for rule in converters for pattern in rule.source_patterns}
@@ -120,7 +123,7 @@ class TensorMap:
                 self.unexpected.append(name)
             elif pattern is None:
                 self._stored[target] = name
-            elif (expert := self._expert(target, apply_renamings(name, renamings))) is not None:
+            elif expert := self._expert(target, rename_source_key(name, renamings, [])[0]):
                 self._stored[expert] = name
             else:
                 conversion = conversions.setdefault(
