@@ -212,7 +212,7 @@ def _block_report(
 ) -> BlockReport:
     found = []
     for linear in block.linears:
-        spec = linears.get(f"{block.name}.{linear.name}")
+        spec = linears.get(block.full_name(linear))
         size = linear.stored_bytes if spec is None else target.bytes_of(spec)
         found.append(replace(linear, stored_bytes=size))
     return replace(block, linears=tuple(found))

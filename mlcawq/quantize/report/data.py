@@ -81,7 +81,7 @@ class LinearReport:
 
 @dataclass(frozen=True)
 class BlockReport:
-    """What became of one decoder block.
+    """What became of one decoder block, or of the head: a block of one linear, of its own name.
 
     error: relative error of the block's output on its calibration inputs.
     chosen: the recipe that was taken for this block, where one was chosen block by block.
@@ -93,6 +93,14 @@ class BlockReport:
     linears: tuple[LinearReport, ...]
     chosen: str | None = None
     warnings: tuple[str, ...] = ()
+
+    @property
+    def is_head(self) -> bool:
+        return [linear.name for linear in self.linears] == [self.name]
+
+    def full_name(self, linear: LinearReport) -> str:
+        """Of one of its linears, in the checkpoint."""
+        return linear.name if self.is_head else f"{self.name}.{linear.name}"
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> BlockReport:
@@ -180,9 +188,7 @@ class Report:
     def linears(self) -> list[tuple[str, LinearReport]]:
         """Every quantized linear with its full name."""
         return [
-            (f"{block.name}.{linear.name}", linear)
-            for block in self.blocks
-            for linear in block.linears
+            (block.full_name(linear), linear) for block in self.blocks for linear in block.linears
         ]
 
     def mean_errors(self) -> list[LinearReport]:

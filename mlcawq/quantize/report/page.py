@@ -55,11 +55,12 @@ def render(template: str, **content: Any) -> str:
 def report_page(report: Report) -> str:
     """The page of one quantization."""
     experts = any("*" in linear.kind for _, linear in report.linears)
+    layers = sum(not block.is_head for block in report.blocks)
     linears_title, linears = _linears(report)
     return render(
         "report.html.j2",
         title=f"{report.model}, {short_grid(report)}",
-        lead=f"{report.model_type}, {plural(len(report.blocks), 'layer')}: "
+        lead=f"{report.model_type}, {plural(layers, 'layer')}: "
         f"{method_words(report.recipe)}; {grid_words(report.recipe)}.",
         summary=_summary(report),
         notes=report.all_warnings(),

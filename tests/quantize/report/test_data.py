@@ -11,7 +11,7 @@ import torch
 from made_up_reports import block, linear, report
 
 from mlcawq.errors import UserError
-from mlcawq.quantize.report import REPORT_FILE, Report, Spread, read_report
+from mlcawq.quantize.report import REPORT_FILE, BlockReport, Report, Spread, read_report
 from mlcawq.quantize.report.data import kind_of
 
 
@@ -70,6 +70,13 @@ def test_errors_are_averaged_by_kind_over_layers_and_experts() -> None:
 )
 def test_kinds(name: str, kind: str) -> None:
     assert kind_of(name) == kind
+
+
+def test_the_head_is_a_block_of_one_linear() -> None:
+    head = BlockReport("lm_head", 0.05, (linear("lm_head"),))
+    given = report(1, blocks=(block(0), head))
+    assert [made.is_head for made in given.blocks] == [False, True]
+    assert [name for name, _ in given.linears][-2:] == ["model.layers.0.mlp.down_proj", "lm_head"]
 
 
 def test_bits_a_weight_count_scales_and_zero_points() -> None:
