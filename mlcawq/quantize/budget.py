@@ -84,7 +84,7 @@ class _Work:
     def __init__(self, outline: Outline, recipe: Recipe, data: CalibrationData) -> None:
         self._recipe, self._config, self._reader = recipe, outline.config, outline.reader
         self._tokens = sum(map(len, data.sequences))
-        self._longest = max(map(len, data.sequences))
+        self._taught = max(map(len, data.sequences))
         self._held_out = sum(map(len, data.held_out))
         blocks = [outline.bare_block(i) for i in range(outline.num_blocks)]
         sizes = [sum(value.numel() for value in block.state_dict().values()) for block in blocks]
@@ -163,7 +163,7 @@ class _Work:
         """
         copies = 4 + 2 * (recipe.optimizer == "adam")
         aims = self._tokens * self._config.hidden_size * _FLOAT
-        tokens = recipe.batch * self._longest
+        tokens = recipe.batch * self._taught
         kept = sum((k + 2 * n) * self._part(name) for name, (k, n) in self._linears.items())
         return copies * self._block + aims + int(kept * tokens * _FLOAT)
 
