@@ -86,6 +86,7 @@ class _Work:
         self._tokens = sum(map(len, data.sequences))
         self._taught = max(map(len, data.sequences))
         self._held_out = sum(map(len, data.held_out))
+        self._longest = max(map(len, data.held_out))
         blocks = [outline.bare_block(i) for i in range(outline.num_blocks)]
         sizes = [sum(value.numel() for value in block.state_dict().values()) for block in blocks]
         largest = sizes.index(max(sizes))
@@ -113,7 +114,8 @@ class _Work:
         if self._recipe.choice is not None:  # the best so far, and copies of the text it is given
             work += self._block + 3 * hidden
         embedding = max(self._reader.info(name).nbytes for name in self._reader.names)
-        logits = 4 * LOGIT_TOKENS * self._config.vocab_size * _FLOAT
+        judged = min(LOGIT_TOKENS, self._longest)
+        logits = 4 * judged * self._config.vocab_size * _FLOAT
         # Writing copies a shard's bytes once more.
         head = min(HEAD_BYTES, self._config.vocab_size * self._config.hidden_size * _FLOAT)
         after = kept + max(embedding + head + logits, 2 * min(stored, shard) + embedding)

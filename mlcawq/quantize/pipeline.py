@@ -620,10 +620,11 @@ class _Run:
         check_weights(folder, {name: digest for part in digests for name, digest in part.items()})
         if self.held_out and self.recipe.activations is None:
             original, quantized = (
-                self.states[name][0][0].cpu() for name in ("original", "quantized")
+                self.states[name][0][0, :LOGIT_TOKENS].cpu() for name in ("original", "quantized")
             )
             logits = self._quantized_head(quantized)
-            check_function(folder, self.model, self.held_out[0][0], original, logits)
+            ids = self.held_out[0][0, :LOGIT_TOKENS]
+            check_function(folder, self.model, ids, original, logits)
 
     def _tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor of the result: blocks from the journal, the rest as it was, in float16."""
