@@ -30,6 +30,7 @@ HEAD_BYTES = 128 * 2**20  # of the head's weights that are float32 at a time
 _FLOAT = 4
 _LIBRARIES = 64 * 2**20  # that are loaded on first use, and what the allocator keeps
 _SPARE = 1.1  # of what is counted: freed memory is not always found again in one piece
+_STEPPING = 1.5  # of what learning is counted to hold: its steps free and take in turns
 SHARD_BYTES = 2 * 2**30
 _LEAST_SHARD = 2**26
 
@@ -157,7 +158,7 @@ class _Work:
                 all_before = sum(k * k * _FLOAT for _, (k, _) in self._read())
             yield searched + all_before + max(matrices * moment + 3 * self._widest, running)
         if recipe.learning is not None:
-            yield searched + self._learning(recipe.learning)
+            yield searched + int(_STEPPING * self._learning(recipe.learning))
 
     def _learning(self, recipe: LearningRecipe) -> int:
         """Beside the block: of every weight what it was rounded from, its offset, the gradient,
