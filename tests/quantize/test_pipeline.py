@@ -19,7 +19,7 @@ from mlcawq.checkpoint.config import read_config
 from mlcawq.checkpoint.streaming import StreamedModel
 from mlcawq.errors import UserError
 from mlcawq.families import linear_shapes
-from mlcawq.quantize import checks
+from mlcawq.quantize import budget
 from mlcawq.quantize.calibration import BUNDLED, CalibrationData, load_calibration
 from mlcawq.quantize.pipeline import Silent, check_checkpoint, quantize_checkpoint
 from mlcawq.quantize.recipe import Recipe, load_recipe
@@ -364,8 +364,8 @@ def test_too_little_memory_or_disk_is_said_before_work(
     tmp_path: Path, calibration: CalibrationData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = make_tiny_model(tmp_path / "model")
-    monkeypatch.setattr(checks, "free_bytes", lambda _: 10)
-    monkeypatch.setattr(checks, "available_memory", lambda: 1000)
+    monkeypatch.setattr(budget, "free_bytes", lambda _: 10)
+    monkeypatch.setattr(budget, "available_memory", lambda: 1000)
     with pytest.raises(UserError) as caught:
         quantize_checkpoint(source, tmp_path / "out", _recipe(), calibration)
     assert [problem.where for problem in caught.value.problems] == [
