@@ -151,7 +151,7 @@ class _Work:
         yield int(activations) + codes
         if recipe.compensation is not None:
             moment = widest_input**2 * _FLOAT
-            matrices = 6 + recipe.follows_original
+            matrices = 5 + recipe.follows_original
             running = int(activations + 2 * widest_input * batch * _FLOAT)
             all_before = 0
             if not recipe.compensation.true_sequential:
