@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from mlcawq.quantize.calibration import CalibrationData
-from mlcawq.quantize.pipeline import Silent, quantize_checkpoint
+from mlcawq.quantize.pipeline import quantize_checkpoint
+from mlcawq.quantize.progress import Silent
 from mlcawq.quantize.recipe import load_recipe
 from mlcawq.quantize.report import BlockReport
 

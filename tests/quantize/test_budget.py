@@ -19,7 +19,8 @@ import sys
 from pathlib import Path
 from mlcawq.checkpoint.source import load_tokenizer
 from mlcawq.quantize.calibration import load_calibration
-from mlcawq.quantize.pipeline import Silent, quantize_checkpoint
+from mlcawq.quantize.pipeline import quantize_checkpoint
+from mlcawq.quantize.progress import Silent
 from mlcawq.quantize.recipe import load_recipe
 
 class Watch(Silent):

@@ -20,7 +20,8 @@ from mlcawq.quantize.choosing import (
     divided,
     within,
 )
-from mlcawq.quantize.pipeline import Silent, quantize_checkpoint
+from mlcawq.quantize.pipeline import quantize_checkpoint
+from mlcawq.quantize.progress import Silent
 from mlcawq.quantize.recipe import ChoiceRecipe, Recipe, load_recipe, parse_recipe
 from mlcawq.quantize.report import BlockReport, Report
 

@@ -14,11 +14,12 @@ from tiny_models import make_tiny_model, make_tokenizer
 from torch import nn
 
 from mlcawq.errors import UserError
-from mlcawq.quantize import budget, pipeline
+from mlcawq.quantize import budget, quantization
 from mlcawq.quantize.calibration import BUNDLED, CalibrationData, load_calibration
 from mlcawq.quantize.guards import NotFiniteError, quantize_guarded, simpler
 from mlcawq.quantize.journal import Journal
-from mlcawq.quantize.pipeline import Silent, quantize_checkpoint
+from mlcawq.quantize.pipeline import quantize_checkpoint
+from mlcawq.quantize.progress import Silent
 from mlcawq.quantize.recipe import Recipe, parse_recipe
 from mlcawq.quantize.shortage import is_memory_short, shortage_told
 
@@ -124,7 +125,7 @@ def test_out_of_memory_half_way_keeps_the_finished_blocks(
     report = quantize_checkpoint(source, tmp_path / "whole", _recipe(), calibration)
     # Random weights make nothing of any text, like a model with another one's tokenizer.
     assert "better than guessing" in " ".join(report.warnings)
-    real, calls = pipeline.quantize_block, []
+    real, calls = quantization.quantize_block, []
 
     def short(*arguments: Any, **options: Any) -> Any:
         calls.append(1)
@@ -134,7 +135,7 @@ def test_out_of_memory_half_way_keeps_the_finished_blocks(
 
     monkeypatch.setattr(budget, "_ways", lambda _: iter([(2048, True, 2**26)]))
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "quantize_block", short)
+        patch.setattr(quantization, "quantize_block", short)
         with pytest.raises(UserError, match="the finished blocks are kept"):
             quantize_checkpoint(source, tmp_path / "out", _recipe(), calibration)
 

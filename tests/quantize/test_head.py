@@ -120,7 +120,7 @@ def test_a_head_goes_on_after_the_blocks(
     recipe = load_recipe("rtn", {"group_size": 32, "head": True})
     quantize_checkpoint(source, tmp_path / "once", recipe, calibration)
     with monkeypatch.context() as patch:
-        patch.setattr("mlcawq.quantize.pipeline.write_report", _killed)
+        patch.setattr("mlcawq.quantize.output.write_report", _killed)
         with pytest.raises(KeyboardInterrupt):
             quantize_checkpoint(source, tmp_path / "twice", recipe, calibration)
     quantize_checkpoint(source, tmp_path / "twice", recipe, calibration)

@@ -21,7 +21,8 @@ from mlcawq.errors import UserError
 from mlcawq.families import linear_shapes
 from mlcawq.quantize import budget
 from mlcawq.quantize.calibration import BUNDLED, CalibrationData, load_calibration
-from mlcawq.quantize.pipeline import Silent, check_checkpoint, quantize_checkpoint
+from mlcawq.quantize.pipeline import check_checkpoint, quantize_checkpoint
+from mlcawq.quantize.progress import Silent
 from mlcawq.quantize.recipe import Recipe, load_recipe
 from mlcawq.quantize.report import REPORT_FILE, BlockReport
 
@@ -322,10 +323,11 @@ def test_all_linears_that_do_not_divide_are_named(
     with pytest.raises(UserError) as caught:
         quantize_checkpoint(source, tmp_path / "out", _recipe(group_size=128), calibration)
     text = str(caught.value)
-    assert len(caught.value.problems) == 9  # seven inputs, and the outputs of gate and up
+    assert len(caught.value.problems) == 8  # seven inputs, and the outputs of gate and up
     assert "model.layers.*.self_attn.q_proj: in_features 96" in text
     assert "--group-size 32" in text
     assert "out_features 100 is not a multiple of 8" in text
+    assert "--keep gate_proj --keep up_proj" in text
 
 
 def test_memory_is_flat_from_block_to_block(tmp_path: Path, calibration: CalibrationData) -> None:
@@ -349,7 +351,7 @@ def test_memory_is_flat_from_block_to_block(tmp_path: Path, calibration: Calibra
 
 def test_three_bits_need_the_fake_format(tmp_path: Path, calibration: CalibrationData) -> None:
     source = make_tiny_model(tmp_path / "model")
-    with pytest.raises(UserError, match="--format fake"):
+    with pytest.raises(UserError, match=r"--format compressed-tensors or fake"):
         quantize_checkpoint(source, tmp_path / "out", _recipe(bits=3), calibration)
 
 
@@ -385,7 +387,7 @@ def test_full_disk_leaves_nothing_half_written(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("mlcawq.quantize.pipeline.copy_side_files", full)
+        patch.setattr("mlcawq.quantize.output.copy_side_files", full)
         with pytest.raises(UserError, match="disk is full"):
             quantize_checkpoint(source, tmp_path / "out", _recipe(), calibration)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".out.mlcawq-work", "model"]
@@ -467,7 +469,7 @@ def test_measured_in_pieces_is_measured_alike(
     source = make_tiny_model(tmp_path / "model")
     found = []
     for tokens in (512, 7):
-        monkeypatch.setattr("mlcawq.quantize.pipeline.LOGIT_TOKENS", tokens)
+        monkeypatch.setattr("mlcawq.quantize.measuring.LOGIT_TOKENS", tokens)
         out = tmp_path / str(tokens)
         found.append(quantize_checkpoint(source, out, _recipe("rtn"), calibration).measured)
     assert found[0].tokens == found[1].tokens

@@ -108,10 +108,11 @@ class AwqStorage(ABC):
             odd = [name for name, spec in linears.items() if value(spec) % multiple]
             for size in sorted({value(linears[name]) for name in odd}):
                 names = [name for name in odd if value(linears[name]) == size]
+                kinds = dict.fromkeys(name.rpartition(".")[2] for name in names)
                 yield Problem(
                     f"{what} {size} is not a multiple of {multiple}, which {self.name} packs",
                     listed(names),
-                    "leave it as it is: quantize --keep " + names[0].rpartition(".")[2],
+                    "quantize with " + " ".join(f"--keep {kind}" for kind in kinds),
                 )
 
     def tensors(
