@@ -30,7 +30,7 @@ def test_a_recipe_comes_back_as_a_file(
     copy.write_text(capsys.readouterr().out)
     assert load_recipe(str(copy)) == load_recipe(name)
     recipes(name, json_output=True)
-    assert json.loads(capsys.readouterr().out)["method"] == name
+    assert json.loads(capsys.readouterr().out)["name"] == name
 
 
 def test_an_unknown_one() -> None:
