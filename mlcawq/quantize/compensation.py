@@ -20,63 +20,72 @@ from mlcawq.quantize.integer import IntegerGrid, QuantizedWeight
 from mlcawq.quantize.recipe import CompensationRecipe
 
 
-def round_compensated(
-    weight: torch.Tensor,
-    moment: torch.Tensor,
-    scale: torch.Tensor,
-    zero: torch.Tensor,
-    grid: IntegerGrid,
-    recipe: CompensationRecipe,
-    position: torch.Tensor | None = None,
-) -> QuantizedWeight:
-    """Integers of small error |X (W - W')|^2.
+class Compensator:
+    """What rounding linears that read one tensor takes: the factorized moments of their inputs.
 
-    weight: float32 [K, N]. moment: [K, K], sum over tokens of x x^T, of the inputs that the linear
-    will be given. scale and zero: [K/G, 1, N]; with them alone each weight would be rounded to
-    nearest. Channels whose input is always zero are rounded to nearest. position: [K, N], is given
-    what the integers were rounded from in the end, zero point included.
+    moment: [K, K], sum over tokens of x x^T, of the inputs that the linears will be given.
+
+    Raises NotFiniteError for moments that are not finite.
     """
-    K, N = weight.shape
-    order = torch.arange(K, device=weight.device)
-    if recipe.act_order:
-        order = moment.diagonal().argsort(descending=True, stable=True)
-    group = order // grid.group_size
-    factor = inverse_factor(moment, recipe.damping, order)
-    rest = weight[order]
-    codes = torch.empty(K, N, dtype=torch.uint8, device=weight.device)
-    for start in range(0, K, recipe.block_size):
-        block = slice(start, min(start + recipe.block_size, K))
-        local, errors = factor[block, block], torch.empty_like(rest[block])
-        current = rest[block]
-        for i in range(current.shape[0]):
-            s, z = scale[group[start + i], 0], zero[group[start + i], 0]
-            code = torch.empty_like(s)
-            grid.codes_(current[i], s, z, out=code)
-            codes[order[start + i]] = code.to(torch.uint8)
-            if position is not None:
-                position[order[start + i]] = torch.addcmul(z, current[i], s.reciprocal())
-            errors[i] = (current[i] - (code - z) * s) / local[i, i]
-            current[i + 1 :].addr_(local[i, i + 1 :], errors[i], alpha=-1)
-        rest[block.stop :].addmm_(factor[block, block.stop :].T, errors, alpha=-1)
-    if not torch.isfinite(rest).all():
-        raise NotFiniteError.one("making up for rounding gave NaN or infinite weights")
-    return QuantizedWeight(codes, scale.squeeze(1).to(torch.float16), zero.squeeze(1).byte(), grid)
 
+    def __init__(self, moment: torch.Tensor, recipe: CompensationRecipe) -> None:
+        self._recipe = recipe
+        self._order = torch.arange(len(moment), device=moment.device)
+        if recipe.act_order:
+            self._order = moment.diagonal().argsort(descending=True, stable=True)
+        self._factor = inverse_factor(moment, recipe.damping, self._order)
 
-def aimed_at_original(
-    weight: torch.Tensor,
-    moment: torch.Tensor,
-    cross: torch.Tensor,
-    recipe: CompensationRecipe,
-) -> torch.Tensor:
-    """`weight` [K, N], moved towards the least |X W - X' W'|^2 by the share that the recipe says.
+    def aimed(self, weight: torch.Tensor, missing: torch.Tensor) -> torch.Tensor:
+        """`weight` [K, N], moved towards the least |X W - X' W'|^2 by the share that the recipe
+        says.
 
-    moment: [K, K], sum of x' x'^T over the inputs x' of the quantized model. cross: [K, K], sum of
-    x' x^T, with the inputs x of the original one.
-    """
-    factor = inverse_factor(moment, recipe.damping)
-    missing = (cross - moment) @ weight
-    return weight + recipe.towards_original * (factor.T @ (factor @ missing))
+        missing: [K, K], sum over tokens of x' (x - x')^T, with the inputs x' that the quantized
+        model gives and x of the original one.
+        """
+        wanted = (missing @ weight)[self._order]
+        moved = torch.empty_like(weight)
+        moved[self._order] = self._factor.T @ (self._factor @ wanted)
+        return moved.mul_(self._recipe.towards_original).add_(weight)
+
+    def rounded(
+        self,
+        weight: torch.Tensor,
+        scale: torch.Tensor,
+        zero: torch.Tensor,
+        grid: IntegerGrid,
+        position: torch.Tensor | None = None,
+    ) -> QuantizedWeight:
+        """Integers of small error |X (W - W')|^2.
+
+        weight: float32 [K, N]. scale and zero: [K/G, 1, N]; with them alone each weight would be
+        rounded to nearest. Channels whose input is always zero are rounded to nearest. position:
+        [K, N], is given what the integers were rounded from in the end, zero point included.
+
+        Raises NotFiniteError where weights overflow.
+        """
+        order, factor = self._order, self._factor
+        group = order // grid.group_size
+        rest = weight[order]
+        codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
+        for start in range(0, len(weight), self._recipe.block_size):
+            block = slice(start, min(start + self._recipe.block_size, len(weight)))
+            local, errors = factor[block, block], torch.empty_like(rest[block])
+            current = rest[block]
+            for i in range(current.shape[0]):
+                s, z = scale[group[start + i], 0], zero[group[start + i], 0]
+                code = torch.empty_like(s)
+                grid.codes_(current[i], s, z, out=code)
+                codes[order[start + i]] = code.to(torch.uint8)
+                if position is not None:
+                    position[order[start + i]] = torch.addcmul(z, current[i], s.reciprocal())
+                errors[i] = (current[i] - (code - z) * s) / local[i, i]
+                current[i + 1 :].addr_(local[i, i + 1 :], errors[i], alpha=-1)
+            rest[block.stop :].addmm_(factor[block, block.stop :].T, errors, alpha=-1)
+        if not torch.isfinite(rest).all():
+            raise NotFiniteError.one("making up for rounding gave NaN or infinite weights")
+        return QuantizedWeight(
+            codes, scale.squeeze(1).to(torch.float16), zero.squeeze(1).byte(), grid
+        )
 
 
 def inverse_factor(

@@ -19,7 +19,7 @@ from torch import nn
 
 from mlcawq.errors import UserError
 from mlcawq.quantize.clipping import search_clipping
-from mlcawq.quantize.compensation import round_compensated
+from mlcawq.quantize.compensation import Compensator
 from mlcawq.quantize.distributed import total
 from mlcawq.quantize.folding import fold_scale
 from mlcawq.quantize.integer import IntegerGrid, QuantizedWeight, full_range, quantize_weight
@@ -158,6 +158,10 @@ class _Rounding:
         self._grid, self._recipe, self._scale, self._seen = grid, recipe, scale, seen
         self._tokens = seen.tokens
         self._gram = self._scaled(seen.grams[grid.group_size])
+        self._compensator: Compensator | None = None
+        if recipe.compensation is not None:
+            (moment,) = self._scaled(seen.grams[len(seen.mean_abs)])
+            self._compensator = Compensator(moment, recipe.compensation)
         self._clips: list[torch.Tensor] = []
         self._squares = {"reference": 0.0, "nearest": 0.0, "found": 0.0}
 
@@ -178,9 +182,8 @@ class _Rounding:
             full = scale
             scale, zero = search_clipping(weight, self._gram, grid, recipe.clip)
             self._clips.append(scale / full)
-        if recipe.compensation is not None:
-            (moment,) = self._scaled(self._seen.grams[len(weight)])
-            rounded = round_compensated(weight, moment, scale, zero, grid, recipe.compensation)
+        if self._compensator is not None:
+            rounded = self._compensator.rounded(weight, scale, zero, grid)
         else:
             rounded = quantize_weight(weight, scale, zero, grid)
         nearest = quantize_weight(original, *full_range(original, grid), grid).dequantized()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mlcawq.quantize.clipping import search_clipping
-from mlcawq.quantize.compensation import aimed_at_original, round_compensated
+from mlcawq.quantize.compensation import Compensator
 from mlcawq.quantize.integer import QuantizedWeight, full_range, quantize_weight
 from mlcawq.quantize.moments import Moments, Original, gather_moments, readers_at_once
 from mlcawq.quantize.recipe import CompensationRecipe
@@ -76,16 +76,16 @@ def round_compensating(
         found = before or gather_moments(work, batch, original)
         for reader in batch:
             moment, cross = _usable(work, reader, *found.pop(reader))
+            compensator = Compensator(moment, recipe)
+            missing = None if cross is None else cross.sub_(moment)
             for linear in work.readers_of(reader):
                 weight, grid = work.weight(linear), work.grids[linear]
-                if cross is not None:
-                    weight = aimed_at_original(weight, moment, cross, recipe)
+                if missing is not None:
+                    weight = compensator.aimed(weight, missing)
                 gram = diagonal_blocks(moment, grid.group_size)
                 scale, zero = ranges(work, linear, weight, gram)
                 position = torch.empty_like(weight) if work.recipe.learning else None
-                rounded[linear] = round_compensated(
-                    weight, moment, scale, zero, grid, recipe, position
-                )
+                rounded[linear] = compensator.rounded(weight, scale, zero, grid, position)
                 if position is not None:
                     work.positions[linear] = position
         for linear in [linear for reader in batch for linear in work.readers_of(reader)]:

@@ -6,11 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mlcawq.quantize.compensation import (
-    aimed_at_original,
-    inverse_factor,
-    round_compensated,
-)
+from mlcawq.quantize.compensation import Compensator, inverse_factor
 from mlcawq.quantize.integer import IntegerGrid, full_range, quantize_weight
 from mlcawq.quantize.recipe import CompensationRecipe
 from mlcawq.quantize.statistics import diagonal_blocks
@@ -60,9 +56,8 @@ def test_as_the_definition_says(act_order: bool, bits: int, symmetric: bool) -> 
     scale, zero = full_range(torch.from_numpy(weight), grid)
     recipe = CompensationRecipe(act_order=act_order, block_size=20)
     moment = X.T @ X
-    found = round_compensated(
-        torch.from_numpy(weight), torch.from_numpy(moment), scale, zero, grid, recipe
-    )
+    compensator = Compensator(torch.from_numpy(moment), recipe)
+    found = compensator.rounded(torch.from_numpy(weight), scale, zero, grid)
     expected = by_definition(
         weight, moment, scale.numpy(), zero.numpy(), grid.levels, group, recipe
     )
@@ -85,9 +80,9 @@ def test_block_size_is_a_matter_of_speed() -> None:
     grid = IntegerGrid(4, 32)
     scale, zero = full_range(weight, grid)
     found = [
-        round_compensated(
-            weight, X.T @ X, scale, zero, grid, CompensationRecipe(block_size=size)
-        ).codes
+        Compensator(X.T @ X, CompensationRecipe(block_size=size))
+        .rounded(weight, scale, zero, grid)
+        .codes
         for size in (1, 7, 64, 1000)
     ]
     assert all((codes == found[0]).float().mean() > 0.99 for codes in found[1:])
@@ -99,7 +94,7 @@ def test_channels_without_input_are_rounded_to_nearest() -> None:
     weight = torch.randn(64, 16, generator=torch.Generator().manual_seed(9))
     grid = IntegerGrid(4, 32)
     scale, zero = full_range(weight, grid)
-    found = round_compensated(weight, X.T @ X, scale, zero, grid, CompensationRecipe())
+    found = Compensator(X.T @ X, CompensationRecipe()).rounded(weight, scale, zero, grid)
     nearest = quantize_weight(weight, scale, zero, grid)
     assert torch.equal(found.codes[[3, 40]], nearest.codes[[3, 40]])
     assert not torch.equal(found.codes, nearest.codes)
@@ -134,6 +129,7 @@ def test_aiming_is_least_squares() -> None:
     moment, cross = (torch.from_numpy(given.T @ x).float() for x in (given, X))
     for share in (0.0, 0.25, 1.0):
         recipe = CompensationRecipe(damping=1e-6, towards_original=share)
-        found = aimed_at_original(torch.from_numpy(weight).float(), moment, cross, recipe).numpy()
+        compensator = Compensator(moment, recipe)
+        found = compensator.aimed(torch.from_numpy(weight).float(), cross - moment).numpy()
         wanted = weight + share * (expected - weight)
         assert np.linalg.norm(found - wanted) < 2e-2 * np.linalg.norm(wanted)
