@@ -11,7 +11,7 @@ from mlcawq.quantize.budget import gigabytes
 from mlcawq.quantize.calibration import CalibrationData
 from mlcawq.quantize.distributed import ranks
 from mlcawq.quantize.formats import find_format
-from mlcawq.quantize.patterns import naming_problems
+from mlcawq.quantize.patterns import kind_of, naming_problems
 from mlcawq.quantize.recipe import Recipe
 from mlcawq.quantize.specs import final_norm, head_name, linear_specs
 
@@ -24,7 +24,7 @@ def recipe_problems(outline: Outline, recipe: Recipe, fmt: str) -> Iterator[Prob
         )
     yield from _naming_problems(outline, recipe, outline.all_quantizable())
     alike = {  # linears that differ in the numbers of block and expert only are one
-        (_numbers_left_out(name), spec.in_features, spec.grid.group_size)
+        (kind_of(name), spec.in_features, spec.grid.group_size)
         for name, spec in linear_specs(outline, recipe).items()
     }
     for name, in_features, size in sorted(alike):
@@ -47,7 +47,7 @@ def recipe_problems(outline: Outline, recipe: Recipe, fmt: str) -> Iterator[Prob
 def _merged_problems(outline: Outline, recipe: Recipe) -> Iterator[Problem]:
     """Linears that the checkpoint has no tensor for: a quantized one would have no name."""
     found = {
-        (_numbers_left_out(full), _numbers_left_out(holders[0]))
+        (kind_of(full), kind_of(holders[0]))
         for i in range(outline.num_blocks)
         for name, holders in outline.merged(i).items()
         if recipe.converts(full := outline.checkpoint_name(i, name))
@@ -67,11 +67,6 @@ def _head_problems(outline: Outline, recipe: Recipe) -> Iterator[Problem]:
         yield Problem("a head that takes integers is read by no engine", name, leave)
     if outline.table is not None and final_norm(outline, outline.table) is None:
         yield Problem("reads no norm that is known to come before it", name, leave)
-
-
-def _numbers_left_out(name: str) -> str:
-    """model.layers.3.mlp.up_proj -> model.layers.*.mlp.up_proj"""
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 def _naming_problems(

@@ -1,4 +1,4 @@
-"""Regular expressions that choose linears, as recipes and the command line give them."""
+"""Names of linears: what they have in common, and regular expressions that choose among them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,13 @@ _OVERRIDE = re.compile(
     rf"(?P<match>.+?)=(?P<settings>(?:{'|'.join(_SETTINGS)})=[^=,]*(?:,\w+=[^=,]*)*)"
 )
 _EXAMPLE = "--override 'down_proj$=bits=8,group=32'"
+
+
+def kind_of(name: str) -> str:
+    """A module's name with "*" for every number ("model.layers.*.mlp.experts.*.up_proj"): what its
+    likes in other blocks and experts share.
+    """
+    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
 
 
 def naming_problems(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -14,6 +13,7 @@ import torch
 from mlcawq.checkpoint.tensors import TensorInfo
 from mlcawq.errors import Problem, UserError
 from mlcawq.quantize.integer import IntegerGrid, QuantizedWeight
+from mlcawq.quantize.patterns import kind_of
 
 Get = Callable[[str], torch.Tensor]
 # safetensors' name of the element type, and the shape
@@ -156,11 +156,6 @@ def layout_problems(
             yield Problem(f"type {info.dtype} where quantization_config means {dtype}", name)
 
 
-def pattern_of(name: str) -> str:
-    """A module's name with every number in it as `*`: what its likes in other blocks share."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name)
-
-
 def listed(names: Iterable[str]) -> str:
     """Linears for a message, once for all blocks."""
-    return ", ".join(dict.fromkeys(map(pattern_of, names)))
+    return ", ".join(dict.fromkeys(map(kind_of, names)))

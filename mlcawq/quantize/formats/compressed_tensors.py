@@ -25,10 +25,10 @@ from mlcawq.quantize.formats.base import (
     layout_problems,
     listed,
     nbytes,
-    pattern_of,
     stored_scale,
 )
 from mlcawq.quantize.integer import IntegerGrid, QuantizedWeight
+from mlcawq.quantize.patterns import kind_of
 
 _METHOD = "compressed-tensors"
 _PACKED, _INT8 = "pack-quantized", "int-quantized"
@@ -153,7 +153,7 @@ class CompressedTensors:
                 again = "download the checkpoint again"
                 problems.append(Problem("tensor is missing", f"{prefix}.weight_scale", again))
             elif part in ("weight_g_idx", "input_scale", "weight_global_scale", "k_scale"):
-                problems.append(Problem("what this tensor does is not supported", pattern_of(name)))
+                problems.append(Problem("what this tensor does is not supported", kind_of(name)))
         if not found and not problems:
             problems.append(
                 Problem(
@@ -329,10 +329,10 @@ def _scheme(targets: list[str], kind: _Kind) -> dict[str, Any]:
 def _targets(names: Sequence[str], others: Sequence[str]) -> list[str]:
     """Names of linears, those that are alike in all blocks as one regular expression."""
     chosen = set(names)
-    apart = {pattern_of(name) for name in others if name not in chosen}
+    apart = {kind_of(name) for name in others if name not in chosen}
     result = []
     for name in names:
-        pattern = pattern_of(name)
+        pattern = kind_of(name)
         if pattern in apart:
             result.append(name)
         else:

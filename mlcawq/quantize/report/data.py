@@ -9,7 +9,6 @@ versions can be read and compared.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from mlcawq.errors import UserError
+from mlcawq.quantize.patterns import kind_of
 
 REPORT_FILE = "quantization_report.json"
 REPORT_PAGE = "quantization_report.html"
@@ -215,11 +215,6 @@ class Report:
 
 _BLOCK = TypeAdapter(BlockReport)
 _REPORT = TypeAdapter(Report)
-
-
-def kind_of(linear: str) -> str:
-    """A linear's name in its block with "*" for every number ("mlp.experts.*.up_proj")."""
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", linear)
 
 
 def mean_error(name: str, linears: Iterable[LinearReport]) -> LinearReport:

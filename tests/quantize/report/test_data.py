@@ -11,8 +11,8 @@ import torch
 from made_up_reports import block, linear, report
 
 from mlcawq.errors import UserError
+from mlcawq.quantize.patterns import kind_of
 from mlcawq.quantize.report import REPORT_FILE, BlockReport, Report, Spread, read_report
-from mlcawq.quantize.report.data import kind_of
 
 
 def test_spread_of_a_tensor() -> None:
