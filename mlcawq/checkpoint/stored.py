@@ -13,7 +13,7 @@ import torch
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.errors import Problem
 from mlcawq.quantize.formats import stored_format
-from mlcawq.quantize.formats.base import Format, LinearSpec
+from mlcawq.quantize.formats.base import IntegerFormat, LinearSpec
 from mlcawq.quantize.integer import QuantizedWeight
 
 
@@ -30,7 +30,7 @@ class StoredTensors:
 
     def __init__(self, reader: TensorReader, quantization: Mapping[str, Any] | None) -> None:
         self.reader = reader
-        self.format: Format | None = None
+        self.format: IntegerFormat | None = None
         self.linears: dict[str, LinearSpec] = {}
         self._owner: dict[str, str] = {}
         self._neutral: frozenset[str] = frozenset()

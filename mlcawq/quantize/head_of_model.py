@@ -9,7 +9,7 @@ import torch
 
 from mlcawq.checkpoint.overlay import Overlay
 from mlcawq.checkpoint.streaming import StreamedModel
-from mlcawq.quantize.formats.base import Format, LinearSpec
+from mlcawq.quantize.formats.base import Format, IntegerFormat, LinearSpec
 from mlcawq.quantize.head import Head
 from mlcawq.quantize.integer import QuantizedWeight
 from mlcawq.quantize.specs import final_norm, head_name
@@ -51,11 +51,11 @@ def with_head(
     """
     name = f"{head_name(model.outline)}.weight"
     replaced = {key: tensor for key, tensor in tensors.items() if not key.startswith(name[:-6])}
-    if name in tensors and tensors[name].dtype == torch.float16:
-        replaced[name] = tensors[name]
-    else:
+    if isinstance(fmt, IntegerFormat):
         weight = fmt.read(head_name(model.outline), spec, tensors.__getitem__)
         replaced[name] = _dequantized(weight)
+    else:
+        replaced[name] = tensors[name]
     return StreamedModel(model.folder, model.dtype, reader=Overlay(model.reader, replaced))
 
 

@@ -9,7 +9,7 @@ from mlcawq.errors import UserError
 from mlcawq.quantize.formats.awq_gemm import AwqGemm
 from mlcawq.quantize.formats.awq_gemv import AwqGemv
 from mlcawq.quantize.formats.awq_gemv_fast import AwqGemvFast
-from mlcawq.quantize.formats.base import Format
+from mlcawq.quantize.formats.base import Format, IntegerFormat
 from mlcawq.quantize.formats.compressed_tensors import CompressedTensors
 from mlcawq.quantize.formats.fake import Fake
 from mlcawq.quantize.formats.llm_awq import LlmAwq
@@ -29,14 +29,15 @@ def find_format(name: str) -> Format:
         raise UserError.one(f"no format {name!r}", "--format", f"one of {known}") from None
 
 
-def stored_format(config: Mapping[str, Any], where: str = "config.json") -> Format:
+def stored_format(config: Mapping[str, Any], where: str = "config.json") -> IntegerFormat:
     """The format of a folder with that `quantization_config`. Raises UserError for others."""
-    for fmt in FORMATS.values():
+    integers = [fmt for fmt in FORMATS.values() if isinstance(fmt, IntegerFormat)]
+    for fmt in integers:
         if fmt.reads(config):
             return fmt
     method, version = config.get("quant_method"), config.get("version") or config.get("format")
     found = " ".join(repr(part) for part in (method, version) if part)
-    readable = ", ".join(fmt.name for fmt in FORMATS.values() if fmt.name != "fake")
+    readable = ", ".join(fmt.name for fmt in integers)
     raise UserError.one(
         f"quantization {found or 'without a method'} is not read",
         where,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -84,6 +84,11 @@ class Format(Protocol):
         self, linears: Mapping[str, LinearSpec], kept: Sequence[str]
     ) -> dict[str, Any] | None:
         """config.json's entry. kept: full names of the linears that stay as they are."""
+
+
+@runtime_checkable
+class IntegerFormat(Format, Protocol):
+    """A format whose folders give the integers back."""
 
     def reads(self, config: Mapping[str, Any]) -> bool:
         """Whether a folder with that `quantization_config` is in this format."""

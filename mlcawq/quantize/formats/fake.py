@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from mlcawq.errors import Problem
-from mlcawq.quantize.formats.base import Get, Headers, LinearSpec, half, listed
+from mlcawq.quantize.formats.base import LinearSpec, half, listed
 from mlcawq.quantize.integer import QuantizedWeight
 
 
 class Fake:
-    """See the module. Reading such a folder is reading an unquantized model."""
+    """See the module. A folder of it is read as an unquantized model is."""
 
     name = "fake"
     one_file = False
@@ -45,31 +45,3 @@ class Fake:
     ) -> dict[str, Any] | None:
         """None: the model is a plain one."""
         return None
-
-    def reads(self, config: Mapping[str, Any]) -> bool:
-        """Never: a folder in this format says nothing of quantization."""
-        return False
-
-    def label(self, config: Mapping[str, Any]) -> str:
-        """See `Format.label`."""
-        return self.name
-
-    def linears(self, config: Mapping[str, Any], headers: Headers) -> dict[str, LinearSpec]:
-        """None that could be told from others."""
-        return {}
-
-    def neutral(self, headers: Headers) -> list[str]:
-        """None."""
-        return []
-
-    def parts(self, name: str, spec: LinearSpec) -> list[str]:
-        """See `Format.parts`."""
-        return [f"{name}.weight"]
-
-    def zeros(self, name: str, spec: LinearSpec, get: Get) -> torch.Tensor:
-        """Not stored."""
-        raise NotImplementedError("integers are not in this format")
-
-    def read(self, name: str, spec: LinearSpec, get: Get) -> QuantizedWeight:
-        """Not stored."""
-        raise NotImplementedError("integers are not in this format")
