@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from peers.outliers import add_outliers
 from peers.runners import AutoAwq, Ours
+from peers.tables import Duel
 
 from mlcawq.checkpoint.decoder_config import read_decoder_config
 from mlcawq.checkpoint.streaming import StreamedModel
@@ -50,29 +51,6 @@ class Row:
     reference_perplexity: float
     top1: float
     seconds: float
-
-
-@dataclass(frozen=True)
-class Duel:
-    """KL divergence of a method of ours minus a peer's: mean and error in millinats per token.
-
-    Paired token by token, so that it is surer than the difference of the two means: below zero,
-    ours is closer to the original.
-    """
-
-    variant: str
-    bits: int
-    ours: str
-    peer: str
-    difference: float
-    error: float | None
-
-    def __str__(self) -> str:
-        error = "" if self.error is None else f" ± {self.error:.3f}"
-        return (
-            f"{self.variant}, {self.bits} bits: KL of {self.ours} - KL of {self.peer} = "
-            f"{self.difference:+.3f}{error} millinats/token"
-        )
 
 
 @dataclass(frozen=True)
@@ -180,6 +158,11 @@ def check_loading(autoawq: AutoAwq, folder: Path, setting: Setting, work: Path) 
     )
 
 
+def model_name(folder: Path) -> str:
+    """What tables call the model in a folder; demo/model is demo."""
+    return folder.parent.name if folder.name == "model" else folder.name
+
+
 def compare(
     model: Path,
     bits: list[int],
@@ -216,9 +199,8 @@ def compare(
                 if width == 4 and runner is ours:
                     result.verdicts.append(check_loading(autoawq, out, setting, work))
             paired = estimate(1e3 * (kl["awq"] - kl["AutoAWQ"]))
-            result.duels.append(
-                Duel(variant, width, "awq", "AutoAWQ", paired.mean, paired.standard_error)
-            )
+            duel = (variant, width, "awq", "AutoAWQ", paired.mean, paired.standard_error)
+            result.duels.append(Duel(model_name(model), *duel))
     return result
 
 

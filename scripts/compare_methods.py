@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from compare_awq import DEMO, Setting, load_setting
+from compare_awq import DEMO, Setting, load_setting, model_name
 from peers.outliers import add_outliers
 from peers.runners import PEERS, Ours, Runner
 from peers.store import Cell, Result, Score, Store
@@ -191,7 +191,7 @@ def load_subjects(arguments: argparse.Namespace, work: Path) -> list[Subject]:
     """The models and their variants, made in the folder `work`, with their tokens."""
     subjects = []
     for folder in arguments.models or find_models():
-        name = folder.parent.name if folder.name == "model" else folder.name
+        name = model_name(folder)
         setting = load_setting(
             folder,
             arguments.calib or str(folder.parent / "calibration.jsonl"),
