@@ -31,8 +31,21 @@ a word with 0x000f000f << 4i leaves the half2 of register a[i] (the PTX manual's
 is target specific: without tensor cores a lane has 16 inputs of 2 outputs. What lies beyond K or N
 has value and scale 0.
 
-Where silu(gate) * up follows, the rows of a fused gate_up are interleaved (`silu_row`): outputs
-g and g + 8 of a tile are gate and up of one element, and meet in one lane's accumulators.
+The blocked layout, "n16k8", is what CPU kernels load best: a vector of 16 words is 16 outputs, each
+with eight inputs, and what is read next lies behind it, for all of K.
+
+    qweight  int32   [ceil(N/16), K/8, 16]  byte j of word (b, k, n): inputs 8k + j (low nibble) and
+                                            8k + 4 + j (high nibble) of output 16b + n
+    qzeros   int32   [ceil(N/16), K/G, 2]   nibble i of word h: output 16b + 8h + i
+    scales   float16 [ceil(N/16), K/G, 16]
+
+Masking a word's low nibbles leaves four bytes, one for each of four neighbouring inputs, which is
+what instructions for integer dot products (VPDPBUSD, SDOT, PMADDUBSW) and the rows of AMX's B tiles
+take. Outputs beyond N have value, zero point and scale 0.
+
+In the tiled layout, where silu(gate) * up follows, the rows of a fused gate_up are interleaved
+(`silu_row`): outputs g and g + 8 of a tile are gate and up of one element, and meet in one lane's
+accumulators.
 """
 
 from __future__ import annotations
@@ -42,11 +55,13 @@ from typing import Any
 
 AUTOAWQ = "autoawq"
 TILED = "n16k64"
-LAYOUTS = (AUTOAWQ, TILED)
+BLOCKED = "n16k8"
+LAYOUTS = (AUTOAWQ, TILED, BLOCKED)
 SYMMETRIC_ZEROS = -0x77777778  # a word of qzeros that a symmetric checkpoint leaves out: eights
 TILE_N = 16
 TILE_K = 64
 TILE_WORDS = TILE_N * TILE_K // 8
+BLOCK_N = 16
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 PACK = 8
@@ -110,6 +125,11 @@ class LinearShape:
         """Tiles along K, the last one padded."""
         return -(-self.K // TILE_K)
 
+    @property
+    def blocks(self) -> int:
+        """Blocks of 16 outputs, the last one padded."""
+        return -(-self.N // BLOCK_N)
+
     def parameters(
         self, layout: str, scale_dtype: str = "float16"
     ) -> dict[str, tuple[tuple[int, ...], str]]:
@@ -126,6 +146,12 @@ class LinearShape:
                 (rows, self.tile_columns, TILE_WORDS),
                 (rows, groups, 2),
                 (rows, groups, TILE_N),
+            )
+        elif layout == BLOCKED:
+            shapes = (
+                (self.blocks, K // PACK, BLOCK_N),
+                (self.blocks, groups, BLOCK_N // PACK),
+                (self.blocks, groups, BLOCK_N),
             )
         else:
             raise ValueError(f"layout {layout!r} is not one of {LAYOUTS}")

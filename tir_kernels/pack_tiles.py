@@ -84,7 +84,7 @@ def _tile_stripe(words: np.ndarray, columns: int) -> np.ndarray:
     # K is column, step, 8-half, t, parity; the first three axes count the nibbles of the result.
     split = words.reshape(_WORDS, rows, columns, 4, 2, 4, 2)
     eight = np.ascontiguousarray(split.transpose(6, 4, 0, 1, 2, 5, 3))
-    _exchange(eight.reshape(8, -1))
+    exchange_nibbles(eight.reshape(8, -1))
     tiled = eight.reshape(8, rows, columns, 4, 4)
     out = np.empty((rows, columns, 8, 4, 4), np.uint32)
     for nibble, g in enumerate(ORDER):
@@ -92,7 +92,7 @@ def _tile_stripe(words: np.ndarray, columns: int) -> np.ndarray:
     return out
 
 
-def _exchange(eight: np.ndarray) -> None:
+def exchange_nibbles(eight: np.ndarray) -> None:
     """uint32 [8, n], in place: nibble j of word i and nibble i of word j change places.
 
     The transposition of a matrix by halves (Hacker's Delight, section 7-3).

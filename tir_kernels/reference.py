@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing
 
-from tir_kernels.layouts import ORDER, PACK, TILE_K, TILE_N, silu_row
+from tir_kernels.layouts import BLOCK_N, ORDER, PACK, TILE_K, TILE_N, silu_row
 
 
 def pack(q: np.ndarray) -> np.ndarray:
@@ -101,6 +101,37 @@ def untile(
         back = np.argsort(silu_row(np.arange(N), N))
         q, z, s = q[:, back], z[:, back], s[:, back]
     return pack(q), pack(z), np.ascontiguousarray(s)
+
+
+def block(
+    qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Stock layout -> blocked layout (`tir_kernels.layouts`): qweight, qzeros, scales."""
+    q, z = unpack(qweight), unpack(qzeros)
+    (K, N), groups = q.shape, z.shape[0]
+    blocks = -(-N // BLOCK_N)
+
+    def pad(array: np.ndarray) -> np.ndarray:
+        return np.pad(array, ((0, 0), (0, blocks * BLOCK_N - N)))
+
+    # [k, 4-half of k, byte, block, n] -> [block, k, n, byte, 4-half]: word, nibble
+    nibbles: np.ndarray = pad(q).reshape(K // PACK, 2, 4, blocks, BLOCK_N)
+    words = _words(nibbles.transpose(3, 0, 4, 2, 1).reshape(blocks, K // PACK, BLOCK_N, PACK))
+    zeros: np.ndarray = pad(z).reshape(groups, blocks, 2, PACK).transpose(1, 0, 2, 3)
+    blocked_scales = pad(scales).reshape(groups, blocks, BLOCK_N).transpose(1, 0, 2)
+    return words, _words(zeros), np.ascontiguousarray(blocked_scales)
+
+
+def unblock(
+    qweight: np.ndarray, qzeros: np.ndarray, scales: np.ndarray, N: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Blocked layout -> stock layout of a linear with N outputs: the inverse of `block`."""
+    blocks, groups = scales.shape[:2]
+    nibbles = _nibbles(qweight).reshape(blocks, -1, BLOCK_N, 4, 2)
+    q = nibbles.transpose(1, 4, 3, 0, 2).reshape(-1, blocks * BLOCK_N)[:, :N]
+    z = _nibbles(qzeros).transpose(1, 0, 2, 3).reshape(groups, -1)[:, :N]
+    s = scales.transpose(1, 0, 2).reshape(groups, -1)[:, :N]
+    return pack(np.ascontiguousarray(q)), pack(np.ascontiguousarray(z)), np.ascontiguousarray(s)
 
 
 def _words(nibbles: np.ndarray) -> np.ndarray:
