@@ -1,51 +1,126 @@
-"""TVM's target for processors: this machine's, or one that is described in JSON."""
+"""TVM's targets for processors: this machine's, one of a level, or one described in JSON.
+
+A library holds its kernels for one target or for several, each a `Variant`; of several it takes
+the best that the machine has when it is loaded.
+"""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlcawq.engine.processor import Processor, this_processor
 from mlcawq.errors import UserError
+from tir_kernels.levels import FEATURES, Level, architecture_named, level_named, levels_of
 
 if TYPE_CHECKING:
     from mlcawq.graph._tvm import Target
 
+# Of the Debian triples; where an architecture is not the machine's, code is made for Linux.
+_TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 
-def cpu_target() -> Target:
-    """This machine's processor, with the features that it really has."""
+
+def level_target(level: Level) -> Target:
+    """The target that code for `level` is generated for."""
+    from mlcawq.graph._tvm import Target
+
+    described: dict[str, Any] = {"kind": "llvm", "mcpu": level.mcpu}
+    if level.mattr:
+        described["mattr"] = list(level.mattr)
+    if level.architecture != architecture_named(platform.machine()):
+        described["mtriple"] = _TRIPLES[level.architecture]
+    return Target(described)
+
+
+def native_target(processor: Processor | None = None, *, tiles: bool = True) -> Target:
+    """This machine's processor, with the features that it really has; tiles: AMX among them.
+
+    LLVM goes by the model, and virtual machines show models that lack what is there, or hide what
+    the model promises; code that uses what is hidden would die of an illegal instruction.
+    """
     from mlcawq.graph._tvm import Target, tvm
 
-    codegen = tvm.target.codegen
-    target = Target({"kind": "llvm", "mcpu": codegen.llvm_get_system_cpu()})
-    missing = _missing_features(str(feature) for feature in codegen.llvm_get_cpu_features(target))
-    if missing:
-        target = Target({"kind": "llvm", "mcpu": target.attrs["mcpu"], "mattr": missing})
-    return target
+    processor = processor or this_processor()
+    mcpu = tvm.target.codegen.llvm_get_system_cpu()
+    target = Target({"kind": "llvm", "mcpu": mcpu})
+    if processor.features is None:
+        return target
+    promised = frozenset(features_of(target))
+    features = processor.features
+    if not tiles:
+        features = frozenset(name for name in features if not name.startswith("amx-"))
+    mattr = [f"+{name}" for name in sorted(features - promised)]
+    mattr += [f"-{name}" for name in sorted(promised - features)]
+    return Target({"kind": "llvm", "mcpu": mcpu, "mattr": mattr}) if mattr else target
 
 
-def _missing_features(promised: Iterable[str]) -> list[str]:
-    """LLVM's switches for what a processor's name promises and this machine does not offer.
+def features_of(target: Target) -> tuple[str, ...]:
+    """What a machine must have for code for `target`, of the features that `FEATURES` knows."""
+    from mlcawq.graph._tvm import tvm
 
-    Virtual machines often hide AVX-512; code that uses it would die of an illegal instruction.
-    Where the machine's features cannot be listed, the name is believed.
+    promised = {str(name) for name in tvm.target.codegen.llvm_get_cpu_features(target)}
+    known = FEATURES.get(target_architecture(target), ())
+    return tuple(feature.name for feature in known if feature.name in promised)
+
+
+def target_architecture(target: Target) -> str:
+    """x86_64, aarch64, or as the triple calls it."""
+    triple = str(target.attrs.get("mtriple", "")) or platform.machine()
+    return architecture_named(triple.split("-")[0])
+
+
+@dataclass(frozen=True)
+class Variant:
+    """name: the level's, or "native", or "custom" for a target in JSON. features: what a machine
+    must have to run it.
     """
-    flags = _machine_flags()
-    vector = [name for name in promised if name.startswith(("avx", "fma", "f16c"))]
-    return sorted(f"-{name}" for name in vector if flags and name not in flags)
+
+    name: str
+    target: Target
+    features: tuple[str, ...]
 
 
-def _machine_flags() -> set[str]:
-    """The x86 features that Linux lists, spelled as LLVM does (avx512vnni); else none."""
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return set()
-    for line in text.splitlines():
-        if line.startswith("flags"):
-            return set(line.split(":", 1)[1].replace("_", "").split())
-    return set()
+def cpu_variants(asked: str) -> tuple[Variant, ...]:
+    """What a library for "cpu" (all levels of this machine's architecture), "cpu:native" or
+    "cpu:LEVEL" holds, best last.
+
+    A level that this machine lacks is no mistake: the library may be for another one. Raises
+    UserError for a level that is not known, and for one of another architecture.
+    """
+    architecture = architecture_named(platform.machine())
+    levels = levels_of(architecture)
+    _, _, name = asked.partition(":")
+    if not name and levels:
+        return tuple(_of_level(level) for level in levels)
+    if name in ("", "native"):
+        target = native_target()
+        return (Variant("native", target, features_of(target)),)
+    level = level_named(name)
+    if level is None or level.architecture != architecture:
+        known = ", ".join(["cpu", "cpu:native", *(f"cpu:{level.name}" for level in levels)])
+        what = (
+            f"target {asked} is not known"
+            if level is None
+            else f"target {asked} is for another architecture than this machine ({architecture})"
+        )
+        raise UserError.one(what, "--target", f"use one of {known}")
+    return (_of_level(level),)
+
+
+def _of_level(level: Level) -> Variant:
+    return Variant(level.name, level_target(level), level.features)
+
+
+def cpu_target(asked: str = "cpu") -> Target:
+    """Of the variants that a library for `asked` holds, the one that runs here; else the lowest.
+
+    Raises UserError as `cpu_variants` does.
+    """
+    variants = cpu_variants(asked)
+    processor = this_processor()
+    here = [variant for variant in variants if not processor.lacks(variant.features)]
+    return (here or variants)[-1 if here else 0].target
 
 
 def cpu_target_from_json(given: dict[str, Any], text: str) -> Target:
@@ -61,16 +136,10 @@ def cpu_target_from_json(given: dict[str, Any], text: str) -> Target:
         raise UserError.one(
             f"TVM does not accept the target {text}: {str(error).splitlines()[0]}"
         ) from None
-    _require_native(given, text)
-    return resolved
-
-
-def _require_native(given: dict[str, Any], target: str) -> None:
-    triple = str(given.get("mtriple", ""))
-    machine = platform.machine().lower()
-    native = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
-    if triple and triple.split("-")[0].replace("arm64", "aarch64") != native.get(machine, machine):
+    machine = architecture_named(platform.machine())
+    if target_architecture(resolved) != machine:
         raise UserError.one(
-            f"target {target} is for another architecture than this machine ({machine})",
+            f"target {text} is for another architecture than this machine ({machine})",
             fix="build on a machine of that architecture; cross-compiling is not supported",
         )
+    return resolved

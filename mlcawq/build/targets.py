@@ -17,18 +17,20 @@ if TYPE_CHECKING:
 _DEVICES = {"llvm": "cpu", "cuda": "cuda", "vulkan": "vulkan", "webgpu": "vulkan"}
 # Asking for one of these is no mistake of spelling, so it gets an answer of its own.
 _WITHOUT_KERNELS = ("metal", "rocm", "opencl")
-_FORMS = "cpu, cuda, cuda:sm_XX, vulkan, vulkan:portable"
+_FORMS = "cpu, cpu:native, cpu:LEVEL, cuda, cuda:sm_XX, vulkan, vulkan:portable"
 
 
 def resolve_target(target: str) -> Target:
     """TVM's target for one of `_FORMS`, or a TVM target in JSON.
 
+    Of the several that a library for "cpu" is compiled for it is the best one that runs here.
+
     Raises UserError for a target that is not known or has no kernels, for JSON that is not valid,
     and where the target is to be found from a device that is not here.
     """
-    kind, _, _rest = target.partition(":")
-    if target == "cpu":
-        return cpu_target()
+    kind = target.partition(":")[0]
+    if kind == "cpu":
+        return cpu_target(target)
     if kind == "cuda":
         return cuda_target(target)
     if kind == "vulkan":

@@ -9,32 +9,11 @@ from pathlib import Path
 import pytest
 from tiny_models import make_tiny_model
 
-from mlcawq.build import cpu_target as module
 from mlcawq.build.compile import compile_model
 from mlcawq.build.link import find_compiler
-from mlcawq.build.targets import resolve_target, target_device
+from mlcawq.build.targets import resolve_target
 from mlcawq.checkpoint.config import read_config
 from mlcawq.errors import UserError
-
-
-def test_cpu_is_this_machine() -> None:
-    target = resolve_target("cpu")
-    assert target.kind.name == "llvm"
-    assert target_device(target) == "cpu"
-    assert target.attrs["mcpu"]
-
-
-def test_features_that_the_machine_lacks_are_switched_off(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    # A hypervisor may hide what the processor's name promises.
-    monkeypatch.setattr(module, "_machine_flags", lambda: {"avx", "avx2", "fma"})
-    assert module._missing_features(["avx2", "avx512f", "avx512bw", "sse4.2"]) == [
-        "-avx512bw",
-        "-avx512f",
-    ]
-    monkeypatch.setattr(module, "_machine_flags", set)
-    assert module._missing_features(["avx512f"]) == []
 
 
 def test_target_as_json() -> None:
@@ -46,7 +25,7 @@ def test_target_as_json() -> None:
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("gpu", "none of cpu, cuda"),
+        ("gpu", "none of cpu, cpu:native"),
         ("metal", "metal is not supported"),
         ('{"kind": "hexagon"}', "hexagon is not supported"),
         ('["llvm"]', "names no kind"),

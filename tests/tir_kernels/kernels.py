@@ -6,11 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from mlcawq.build.compile import resolve_target
+from mlcawq.build.cpu_target import level_target
+from mlcawq.build.targets import resolve_target
+from mlcawq.engine.processor import this_processor
 from tir_kernels._tvm import IRModule, PrimFunc, Target, tvm
 
 # Two vector widths: the host's, and one that every x86 and ARM machine of the day has.
 HOST = resolve_target("cpu")
+
+
+def targets_that_run_here() -> dict[str, Target]:
+    """Of each level of instruction sets that this machine has, by its name, best last."""
+    return {level.name: level_target(level) for level in this_processor().levels}
 
 
 def narrow_target() -> Target:
