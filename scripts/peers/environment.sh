@@ -1,6 +1,7 @@
-# Read by the setup_*.sh beside it: an environment for one peer, torch in it first.
+# Read by the setup_*.sh beside it: an environment for one peer.
 #
-#   new_environment FOLDER     makes it and sets `pip`, an array to install more with
+#   new_environment FOLDER     makes it with torch in it, and sets `pip`, an array to install more with
+#   bare_environment FOLDER    the same without torch
 #
 # PYTHON names the interpreter; TORCH_INDEX_URL an index of CPU builds of torch, so that a peer that
 # merely asks for torch does not bring the CUDA libraries along.
@@ -17,11 +18,15 @@ find_python() {
   return 1
 }
 
-new_environment() {
+bare_environment() {
   local folder=$1 python
   python=$(find_python)
   "$python" -m venv "$folder"
   pip=("$folder/bin/python" -m pip install --quiet --disable-pip-version-check)
+}
+
+new_environment() {
+  bare_environment "$1"
   if [[ -n "${TORCH_INDEX_URL:-}" ]]; then
     "${pip[@]}" --index-url "$TORCH_INDEX_URL" torch==2.13.0
   else

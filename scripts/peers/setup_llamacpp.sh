@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# Makes llama.cpp's environment for scripts/bench_cpu.py: llama-cpp-python with the llama.cpp it
+# brings along, compiled here for this very processor, and gguf, which writes its files.
+#
+#   scripts/peers/setup_llamacpp.sh [FOLDER]     (default: .peers/llamacpp; see environment.sh)
+#
+# Needs a C++ compiler; cmake and ninja come with the build where the machine has none. Takes about
+# ten minutes of two cores. The last lines printed are the instructions that llama.cpp uses.
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+source "$here/environment.sh"
+folder=${1:-$here/../../.peers/llamacpp}
+
+bare_environment "$folder"
+# A wheel that somebody else built would not know this processor's AVX512, VNNI or AMX.
+# mtmd reads pictures: not needed here.
+options="-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DGGML_LLAMAFILE=ON -DLLAVA_BUILD=OFF"
+CMAKE_ARGS=$options \
+  CMAKE_BUILD_PARALLEL_LEVEL="${JOBS:-$(nproc)}" \
+  "${pip[@]}" --no-cache-dir --no-binary llama-cpp-python llama-cpp-python==0.3.36
+"${pip[@]}" gguf==0.19.0
+"$folder/bin/python" - <<'PYTHON'
+from importlib.metadata import version
+
+import llama_cpp
+
+print("llama-cpp-python", version("llama-cpp-python"), "gguf", version("gguf"))
+print(llama_cpp.llama_print_system_info().decode())
+PYTHON
+echo "$folder/bin/python"
