@@ -1,6 +1,7 @@
-"""4-bit weights times 16- or 32-bit activations on the stock AutoAWQ layout.
+"""4-bit weights times 16- or 32-bit activations, on the stock AutoAWQ layout here.
 
-One function serves any number of rows m, by two ways through the weights:
+The blocked layout, which is faster, has kernels of its own (`blocked`). Here one function serves
+any number of rows m, by two ways through the weights:
 
 *Few rows* (decoding) are bound by reading the weights, so each word is read once. A vector holds
 words of neighbouring columns; masking nibble i of it gives columns 8j + ORDER[i] for all its words
@@ -13,9 +14,10 @@ buffer that stays in cache and is multiplied with a panel of rows, accumulators 
 """
 
 from tir_kernels._tvm import PrimFunc, T, Target
+from tir_kernels.cpu.blocked import blocked_linear
 from tir_kernels.cpu.matmul import micro_kernel
 from tir_kernels.cpu.tiling import largest_fitting, tiling_of
-from tir_kernels.layouts import AUTOAWQ, PACK, LinearShape, column_shift, nibble_column
+from tir_kernels.layouts import AUTOAWQ, BLOCKED, PACK, LinearShape, column_shift, nibble_column
 from tir_kernels.memo import memoized
 
 FEW_ROWS = 8  # up to here, weights are read once and never stored dequantized
@@ -40,10 +42,14 @@ def w4a16_linear(
     """(x [m, K], qweight, qzeros, scales[, bias [N]], out [m, N]) for symbolic m.
 
     x and bias are of `act_dtype`; sums are fp32 and rounded once, to `out_dtype`. Raises ValueError
-    for what only GPU kernels have: another layout than the stock one, and silu.
+    for what only GPU kernels have: their layout, and silu.
     """
-    if layout != AUTOAWQ or silu:
-        raise ValueError(f"the CPU has kernels for the layout {AUTOAWQ} without silu only")
+    if layout not in (AUTOAWQ, BLOCKED) or silu:
+        raise ValueError(
+            f"the CPU has kernels for the layouts {AUTOAWQ} and {BLOCKED} without silu only"
+        )
+    if layout == BLOCKED:
+        return blocked_linear(target, shape, act_dtype, out_dtype, bias, scale_dtype=scale_dtype)
     K, N, words, groups = shape.K, shape.N, shape.words, shape.groups
     few_rows = few_rows_linear(target, shape, out_dtype)
     many_rows = many_rows_linear(target, shape, out_dtype)
