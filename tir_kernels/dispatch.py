@@ -6,7 +6,9 @@ from types import ModuleType
 
 from tir_kernels import cpu, cuda, vulkan
 from tir_kernels._tvm import PrimFunc, Target
-from tir_kernels.layouts import AUTOAWQ, TILED, ExpertsShape, LinearShape
+from tir_kernels.cpu import packed_rows, w8a16
+from tir_kernels.int8_weights import Int8Shape
+from tir_kernels.layouts import AUTOAWQ, BLOCKED, TILED, BlockedShape, ExpertsShape, LinearShape
 
 _ROOMS = {"llvm": cpu, "cuda": cuda, "webgpu": vulkan, "vulkan": vulkan}
 _ACT_DTYPES = {
@@ -59,7 +61,7 @@ def w4a16_linear(
     out_dtype = out_dtype or act_dtype
     _check_dtypes(target, act_dtype, out_dtype)
     _check_scale_dtype(scale_dtype)
-    shape = LinearShape(K, N, group_size)
+    shape = (BlockedShape if layout == BLOCKED else LinearShape)(K, N, group_size)
     shape.parameters(layout)  # knows the layouts
     if silu and layout != TILED:
         raise ValueError(f"silu is fused into kernels of the layout {TILED} only, not {layout}")
@@ -68,6 +70,48 @@ def w4a16_linear(
     return room.w4a16_linear(
         target, shape, act_dtype, out_dtype, bias, layout=layout, silu=silu, scale_dtype=scale_dtype
     )
+
+
+def w8a16_linear(
+    target: Target,
+    K: int,
+    N: int,
+    group_size: int,
+    act_dtype: str = "float16",
+    out_dtype: str | None = None,
+    *,
+    scale_dtype: str = "float16",
+) -> PrimFunc:
+    """A linear on 8-bit weights (see `tir_kernels.int8_weights`): (x [m, K], qweight, scales,
+    out [m, N]). As `w4a16_linear` otherwise; the CPU has kernels for it.
+    """
+    out_dtype = out_dtype or act_dtype
+    _check_packed(target, act_dtype, out_dtype, scale_dtype)
+    shape = Int8Shape(K, N, group_size)
+    return w8a16.w8a16_linear(target, shape, act_dtype, out_dtype, scale_dtype=scale_dtype)
+
+
+def take_packed_rows(
+    target: Target,
+    bits: int,
+    rows: int,
+    width: int,
+    group_size: int,
+    dtype: str = "float16",
+    *,
+    scale_dtype: str = "float16",
+) -> PrimFunc:
+    """Rows of a weight [rows, width] as `w8a16_linear` has it (bits 8), or `w4a16_linear` in the
+    blocked layout (bits 4): (qweight[, qzeros], scales, numbers int32 [m], out [m, width]).
+
+    A number out of range is clipped. Raises as those do.
+    """
+    _check_packed(target, dtype, dtype, scale_dtype)
+    if bits == 8:
+        int8 = Int8Shape(width, rows, group_size)
+        return packed_rows.take_int8_rows(target, int8, dtype, scale_dtype=scale_dtype)
+    int4 = BlockedShape(width, rows, group_size)
+    return packed_rows.take_int4_rows(target, int4, dtype, scale_dtype=scale_dtype)
 
 
 def w4a16_experts_decode(
@@ -140,6 +184,13 @@ def dense_linear(
     out_dtype = out_dtype or act_dtype
     _check_dtypes(target, act_dtype, out_dtype)
     return room.dense_linear(target, K, N, act_dtype, out_dtype, bias)
+
+
+def _check_packed(target: Target, act_dtype: str, out_dtype: str, scale_dtype: str) -> None:
+    if kernels_for(target) is not cpu:
+        raise ValueError(f"there are no kernels for packed tables on {target.kind.name}")
+    _check_dtypes(target, act_dtype, out_dtype)
+    _check_scale_dtype(scale_dtype)
 
 
 def _check_experts(

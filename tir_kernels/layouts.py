@@ -102,8 +102,12 @@ class LinearShape:
             raise ValueError(f"group size {self.group_size} is not one of {GROUP_SIZES}")
         if self.K <= 0 or self.K % self.group_size:
             raise ValueError(f"K={self.K} is not a multiple of the group size {self.group_size}")
-        if self.N <= 0 or self.N % PACK:
-            raise ValueError(f"N={self.N} is not a multiple of {PACK}")
+        if self.N <= 0 or self.N % self._least_outputs:
+            raise ValueError(f"N={self.N} is not a multiple of {self._least_outputs}")
+
+    @property
+    def _least_outputs(self) -> int:
+        return PACK
 
     @property
     def words(self) -> int:
@@ -159,6 +163,15 @@ class LinearShape:
         return {
             name: (shape, dtype) for name, shape, dtype in zip(names, shapes, dtypes, strict=True)
         }
+
+
+@dataclass(frozen=True)
+class BlockedShape(LinearShape):
+    """A linear in the blocked layout, which holds any number of outputs."""
+
+    @property
+    def _least_outputs(self) -> int:
+        return 1
 
 
 @dataclass(frozen=True)
