@@ -78,6 +78,18 @@ def chat(
         int | None,
         typer.Option("--max-tokens", help="Length of an answer.  [default: what the context has]"),
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", help="Of a CPU.  [default: one for each physical core]"),
+    ] = None,
+    weights: Annotated[
+        str,
+        typer.Option(
+            "--weights",
+            help="On a CPU: mapped leaves them in their files, resident reads them into huge pages "
+            "(faster, takes their size in memory), auto does that where memory is plentiful.",
+        ),
+    ] = "auto",
     json_output: Annotated[
         bool, typer.Option("--json", help="With --prompt: one JSON document on stdout.")
     ] = False,
@@ -91,6 +103,9 @@ def chat(
     if json_output and not one_shot:
         raise typer.BadParameter("--json goes with --prompt or piped input")
 
+    from mlcawq.engine.runtime_only import without_blas_threads
+
+    without_blas_threads()
     from mlcawq.engine.sampling import SamplingParams
 
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -115,7 +130,13 @@ def chat(
     text = _one_prompt(prompt) if one_shot else ""
 
     started = time.perf_counter()
-    session = _load(folder, device, library, options, system, quiet=one_shot)
+    session = _load(
+        folder,
+        {"device": device, "library": library, "threads": threads, "weights": weights},
+        options,
+        system,
+        quiet=one_shot,
+    )
     if one_shot:
         _ask_once(session, text, time.perf_counter() - started, json_output)
     else:
@@ -149,23 +170,20 @@ def _as_text(what: str) -> Iterator[None]:
 
 def _load(
     folder: Path,
-    device: str,
-    library: Path | None,
+    machine: dict[str, Any],
     options: dict[str, Any],
     system: str | None,
     *,
     quiet: bool,
 ) -> ChatSession:
     """The engine with one conversation; what the user should know of it goes to stderr."""
-    from mlcawq.engine.runtime_only import import_tvm_runtime
-
-    import_tvm_runtime()
-    from mlcawq.engine.engine import Engine
-    from mlcawq.engine.session import ChatSession
+    from mlcawq.engine.opening import open_engine
 
     if not quiet:
         print(f"loading {folder} …", file=sys.stderr)
-    engine = Engine(folder, device, library=library, max_batch=1, chunk_size=_CHUNK_SIZE)
+    engine = open_engine(folder, **machine, max_batch=1, chunk_size=_CHUNK_SIZE)
+    from mlcawq.engine.session import ChatSession
+
     session = ChatSession(engine, engine.default_params.override(**options))
     if session.is_plain:
         engine.notes.append("this model has no chat template: it continues your text as it stands")

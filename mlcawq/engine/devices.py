@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import tvm
 import tvm_ffi
 
@@ -15,6 +14,7 @@ from mlcawq.engine import wgpu
 from mlcawq.engine.artifact import DEFAULT_LAYOUT, DEVICE_ALIASES, DEVICES, BuiltFolder
 from mlcawq.engine.cuda_arch import arch_for, runs_on
 from mlcawq.engine.cuda_runtime import load_cuda_runtime
+from mlcawq.engine.memory import available_memory
 from mlcawq.engine.wgpu import Limits
 from mlcawq.errors import Problem, UserError
 
@@ -53,7 +53,7 @@ class Device:
         weights: bytes that are on it already. Of a GPU that gives none, as much again as the
         weights take, at least 1 GiB, is believed to be free, if the system has it too.
         """
-        system = int(psutil.virtual_memory().available)
+        system = available_memory()
         if self.kind == "cpu" or self.software:
             return system
         for account in ("available_global_memory", "total_global_memory"):

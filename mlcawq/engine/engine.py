@@ -13,18 +13,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from mlcawq.engine.artifact import TOKENIZER, read_folder
+from mlcawq.engine.artifact import TOKENIZER, BuiltFolder, read_folder
 from mlcawq.engine.conversation import Message
 from mlcawq.engine.detokenizer import Detokenizer, StopStrings
 from mlcawq.engine.runtime import PAGE_SIZE, ModelRuntime
 from mlcawq.engine.sampling import SamplerState, SamplingParams, sample
 from mlcawq.engine.scheduler import Request, Scheduler, SequenceStore
-from mlcawq.engine.tokenizer import ModelTokenizer
+from mlcawq.engine.tokenizer import ModelTokenizer, load_tokenizer
 from mlcawq.errors import UserError
 
 _SCORE_BYTES = 64 * 2**20  # of logits in one chunk of iter_logits
@@ -90,35 +91,54 @@ class _Answer:
 class Engine:
     """A built model, ready to answer.
 
-    folder: made by `mlcawq build` or by mlc_llm. device: "auto", or "cpu", "cuda", "cuda:1",
-    "vulkan", …
+    folder: made by `mlcawq build` or by mlc_llm, or what `read_folder` made of it. device: "auto",
+    or "cpu", "cuda", "cuda:1", "vulkan", …
     max_batch: requests that run at once; the library's own limit by default.
     max_total_tokens: size of the KV cache in tokens; by default room for max_batch full
     contexts, or what memory allows.
     chunk_size: tokens in one prefill pass at most; the library's own limit by default. Between
     passes other requests decode, and an answer can be given up.
     library: the compiled library, when it is not in the folder.
+    threads: that a CPU computes on; by default one for each physical core.
+    weights: for a CPU, "mapped" leaves them in their files, "resident" reads them into huge pages,
+    which decodes faster and takes their size in memory; "auto" does that where there is plenty.
+    tokenizer: one that somebody has begun to load.
 
     Raises UserError when the folder is incomplete, damaged, or its parts do not fit together.
     """
 
     def __init__(
         self,
-        folder: str | Path,
+        folder: str | Path | BuiltFolder,
         device: str = "auto",
         *,
         max_batch: int | None = None,
         max_total_tokens: int | None = None,
         chunk_size: int | None = None,
         library: str | Path | None = None,
+        threads: int | None = None,
+        weights: str = "auto",
+        tokenizer: Future[ModelTokenizer] | None = None,
     ) -> None:
-        built = read_folder(Path(folder), Path(library) if library is not None else None)
+        if isinstance(folder, BuiltFolder):
+            built = folder
+        else:
+            built = read_folder(Path(folder), Path(library) if library is not None else None)
+        tokenizer = tokenizer or load_tokenizer(built)
         self.folder = built.path
         self.config = built.config
         self.conversation = built.conversation
         self.default_params = SamplingParams.from_config(built.config)
-        self.tokenizer = ModelTokenizer(built.path / TOKENIZER, built.conversation)
         self.vocab_size = built.vocab_size
+        self._runtime = ModelRuntime(
+            built,
+            device,
+            max_batch=max_batch,
+            max_total_tokens=max_total_tokens,
+            threads=threads,
+            weights=weights,
+        )
+        self.tokenizer = tokenizer.result()
         if self.tokenizer.size > self.vocab_size:
             raise UserError.one(
                 f"the tokenizer has ids up to {self.tokenizer.size - 1}, "
@@ -126,9 +146,6 @@ class Engine:
                 str(built.path / TOKENIZER),
                 "copy the tokenizer that belongs to this model",
             )
-        self._runtime = ModelRuntime(
-            built, device, max_batch=max_batch, max_total_tokens=max_total_tokens
-        )
         self.device = self._runtime.device.name
         self.library = self._runtime.library
         self.metadata = self._runtime.metadata
@@ -172,7 +189,7 @@ class Engine:
         Raises UserError when the prompt is empty or does not fit into the context window.
         """
         params = params or self.default_params
-        ids = self.encode(prompt)
+        ids = self._checked(self.encode(prompt))
         if not ids:
             raise UserError.one("the prompt is empty", fix="give at least one token of text")
         room = self.context_window_size - 1

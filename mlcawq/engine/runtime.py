@@ -18,7 +18,8 @@ import tvm_ffi
 
 from mlcawq.engine.artifact import BuiltFolder, check_library
 from mlcawq.engine.devices import Device, choose_device, fitting_device
-from mlcawq.engine.weights import load_weights
+from mlcawq.engine.threads import choose_threads, use_threads
+from mlcawq.engine.weights import check_placement, choose_placement, load_weights
 from mlcawq.errors import UserError
 
 PAGE_SIZE = 16  # tokens; the value that the kernels of the paged cache are generated for
@@ -47,6 +48,7 @@ class ModelRuntime:
 
     max_batch: sequences in one forward pass. max_total_tokens: tokens in the KV cache, of all
     sequences together; fewer when the device's memory does not allow for them.
+    threads and weights: on a CPU, see `mlcawq.engine.threads` and `mlcawq.engine.weights`.
 
     Raises UserError when the device or the library is missing or does not fit the folder.
     """
@@ -58,8 +60,12 @@ class ModelRuntime:
         *,
         max_batch: int | None = None,
         max_total_tokens: int | None = None,
+        threads: int | None = None,
+        weights: str = "auto",
     ) -> None:
+        placement = check_placement(weights)
         self.device, self.library = choose_device(built, device)
+        self.threads = choose_threads(threads)
         self._vm = _load_library(self.library, self.device)
         self.metadata: dict[str, Any] = json.loads(str(self._vm["_metadata"]()))
         fitting = fitting_device(built, self.device, device, self.metadata)
@@ -88,8 +94,12 @@ class ModelRuntime:
         self._reshape = tvm.get_global_func("vm.builtin.reshape")
         self._ids: dict[int, Any] = {}
         names = [param["name"] for param in self.metadata["params"]]
+        self._weight_bytes = sum(t.nbytes for shard in built.shards for t in shard.tensors)
+        self.weights = choose_placement(placement, self._weight_bytes)
         with self._out_of_memory("the weights are loaded", "choose another --device"):
-            self._params = tvm_ffi.convert(load_weights(built.shards, names, self.device.tvm))
+            self._params = tvm_ffi.convert(
+                load_weights(built.shards, names, self.device.tvm, self.weights, self.threads)
+            )
         smaller = "free memory, or build with a smaller --context-window-size"
         with self._out_of_memory("the KV cache is allocated", smaller):
             self._cache = self._create_cache(self._cache_tokens(built, max_total_tokens))
@@ -177,7 +187,11 @@ class ModelRuntime:
         return np.asarray(result[0].numpy(), np.float32)
 
     def _embed(self, tokens: Sequence[int], *, batch_first: bool) -> Any:
-        """Embeddings as [1, n, hidden] for prefill or [n, 1, hidden] for decode."""
+        """Embeddings as [1, n, hidden] for prefill or [n, 1, hidden] for decode: what every pass
+        begins with.
+        """
+        if self.device.kind == "cpu":
+            use_threads(self.threads)  # here: each pass may be called from another thread
         hidden = self._functions["embed"](self._token_ids(tokens), self._params)
         n, width = (int(s) for s in hidden.shape)
         shape = [1, n, width] if batch_first else [n, 1, width]
@@ -258,10 +272,11 @@ class ModelRuntime:
             wanted = min(wanted, most)
         if asked:
             return wanted
-        weights = sum(record.nbytes for shard in built.shards for record in shard.tensors)
-        free, share = self.device.free_memory(weights), _MEMORY_SHARE
+        free, share = self.device.free_memory(self._weight_bytes), _MEMORY_SHARE
         if self.device.kind == "cuda":
             free, share = free - _CUDA_CACHE_BYTES, _CUDA_MEMORY_SHARE
+        if self.device.kind == "cpu" and self.weights == "mapped":
+            free -= self._weight_bytes  # the system's to take back, but wanted for every token
         fitting = int(free * share) // per_token
         self._require_a_chunk(fitting, f"{per_token} bytes a token", built)
         return min(wanted, fitting)

@@ -15,16 +15,20 @@ import re
 import secrets
 from bisect import bisect_right
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 
+from mlcawq.engine.artifact import TOKENIZER, BuiltFolder
 from mlcawq.engine.conversation import Conversation, Message, Segment
 from mlcawq.engine.detokenizer import Detokenizer, make_detokenizer
 from mlcawq.errors import UserError
+
+_BEHIND = 1024  # ids that are asked for a token
 
 
 class ModelTokenizer:
@@ -37,22 +41,29 @@ class ModelTokenizer:
         self.path = path
         self.conversation = conversation
         try:
-            text = path.read_text(encoding="utf-8")
-            self._json: dict[str, Any] = json.loads(text)
-            self._tokenizer = _load(text)
+            # Large ones take half a second, in which from_file leaves Python to other threads.
+            self._tokenizer = _as_it_is(Tokenizer.from_file(str(path)))
         except Exception as error:  # tokenizers raises bare Exception
             raise UserError.one(
                 f"not a readable tokenizer ({error})",
                 str(path),
                 "copy tokenizer.json from the original model again",
             ) from None
-        self.special_ids = frozenset(
-            token["id"] for token in self._json.get("added_tokens", []) if token.get("special")
-        )
+        self._added_tokens: dict[int, AddedToken] = self._tokenizer.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, t in self._added_tokens.items() if t.special)
 
     @cached_property
     def size(self) -> int:
-        """One more than the largest token id."""
+        """One more than the largest token id.
+
+        Listing a vocabulary takes a tenth of a second, so that ids are believed to have no gap
+        where nothing speaks of one: as many tokens as the last id says, and none behind it.
+        """
+        count = int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        behind = [*range(count, count + _BEHIND), *(i for i in self._added_tokens if i >= count)]
+        named = self._tokenizer.id_to_token
+        if count and named(count - 1) is not None and not any(named(i) for i in behind):
+            return count
         return 1 + max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -120,7 +131,7 @@ class ModelTokenizer:
 
     @cached_property
     def _added(self) -> dict[str, int]:
-        return {token["content"]: token["id"] for token in self._json.get("added_tokens", [])}
+        return {token.content: i for i, token in self._added_tokens.items()}
 
     @cached_property
     def _special_texts(self) -> dict[int, str]:
@@ -146,9 +157,9 @@ class ModelTokenizer:
         # changes it.
         nonce = secrets.token_hex(16)
         return {
-            token["content"]: f"<|{nonce}.{token['id']}|>"
-            for token in self._json.get("added_tokens", [])
-            if token.get("special") or any(token["content"] in text for text in template)
+            token.content: f"<|{nonce}.{i}|>"
+            for i, token in self._added_tokens.items()
+            if token.special or any(token.content in text for text in template)
         }
 
     def _is_ordinary(self, segments: Sequence[Segment]) -> bool:
@@ -167,20 +178,21 @@ class ModelTokenizer:
     @cached_property
     def _matches_normalized(self) -> bool:
         """Can a control token come out of other characters, because a normalizer changes them?"""
-        return self._json.get("normalizer") is not None and any(
-            token.get("normalized")
-            for token in self._json.get("added_tokens", [])
-            if token["content"] in self._spellings
+        return self._tokenizer.normalizer is not None and any(
+            token.normalized
+            for token in self._added_tokens.values()
+            if token.content in self._spellings
         )
 
     @cached_property
     def _guarded(self) -> Tokenizer:
         spellings = self._spellings
+        read: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
         added = [
             {**token, "content": spellings.get(token["content"], token["content"])}
-            for token in self._json.get("added_tokens", [])
+            for token in read.get("added_tokens", [])
         ]
-        model = dict(self._json["model"])
+        model = dict(read["model"])
         vocab = model.get("vocab")
         if isinstance(vocab, dict):
             model["vocab"] = {spellings.get(k, k): v for k, v in vocab.items()}
@@ -188,8 +200,8 @@ class ModelTokenizer:
             model["vocab"] = [[spellings.get(piece, piece), score] for piece, score in vocab]
         if isinstance(model.get("unk_token"), str):
             model["unk_token"] = spellings.get(model["unk_token"], model["unk_token"])
-        data = {**self._json, "added_tokens": added, "model": model}
-        guarded = _load(json.dumps(data))
+        data = {**read, "added_tokens": added, "model": model}
+        guarded = _as_it_is(Tokenizer.from_str(json.dumps(data)))
         moved = [t for t, s in spellings.items() if guarded.token_to_id(s) != self._added[t]]
         if moved:
             raise UserError.one(
@@ -208,8 +220,16 @@ class ModelTokenizer:
         return self._control_pattern.sub(lambda match: self._spellings[match.group()], text)
 
 
-def _load(text: str) -> Tokenizer:
-    tokenizer = Tokenizer.from_str(text)
+def load_tokenizer(built: BuiltFolder) -> Future[ModelTokenizer]:
+    """A folder's tokenizer, loaded while the caller does other things."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="tokenizer")
+    future = pool.submit(ModelTokenizer, built.path / TOKENIZER, built.conversation)
+    pool.shutdown(wait=False)
+    return future
+
+
+def _as_it_is(tokenizer: Tokenizer) -> Tokenizer:
+    """Without the padding and truncation that were saved with it."""
     tokenizer.no_padding()
     tokenizer.no_truncation()
     return tokenizer

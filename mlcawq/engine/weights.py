@@ -1,76 +1,162 @@
-"""Reads params_shard_*.bin onto a device, checking every shard against its md5 sum on the way."""
+"""Puts the weights of params_shard_*.bin where kernels read them.
+
+On a CPU they are not copied into tensors: tensors are views (through DLPack) of the mapped files,
+or of one buffer in huge pages that the files are read into. The bytes are the same either way; see
+`mlcawq.engine.memory` for what each costs. Other devices get copies.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, get_args
 
 import ml_dtypes
 import numpy as np
 import tvm
 
 from mlcawq.engine.artifact import Shard, TensorRecord
-from mlcawq.errors import Problem, raise_all
+from mlcawq.engine.memory import (
+    Reading,
+    available_memory,
+    has_huge_pages,
+    map_file,
+    new_buffer,
+    read_all,
+)
+from mlcawq.engine.shard_checks import check_shards
+from mlcawq.errors import UserError, raise_all
 
-_AHEAD = 2  # shards read and hashed while earlier ones are copied to the device
+Placement = Literal["auto", "mapped", "resident"]
+ALIGNMENT = 64  # bytes, of all tensors that compiled kernels are handed
+
+# Copies of weights in memory beside the page cache's own, which the system would rather give back
+# than swap. With less room the cache of a later start, or of another program, would pay for it.
+_PLENTY = 2
 
 
-def load_weights(shards: Sequence[Shard], names: Iterable[str], device: Any) -> list[Any]:
+def check_placement(asked: str) -> Placement:
+    """Raises UserError for a word that is none of the three."""
+    for known in get_args(Placement):
+        if asked == known:
+            return known  # type: ignore[no-any-return]
+    raise UserError.one(
+        f"unknown placement of weights {asked!r}",
+        "--weights",
+        f"use one of: {', '.join(get_args(Placement))}",
+    )
+
+
+def choose_placement(asked: Placement, nbytes: int) -> Literal["mapped", "resident"]:
+    """Where `nbytes` of weights for a CPU go. auto: resident where that gives huge pages and
+    leaves as much memory again as the weights take, mapped otherwise.
+    """
+    if asked != "auto":
+        return asked
+    plenty = has_huge_pages() and available_memory() >= _PLENTY * nbytes
+    return "resident" if plenty else "mapped"
+
+
+def load_weights(
+    shards: Sequence[Shard],
+    names: Iterable[str],
+    device: Any,
+    placement: Literal["mapped", "resident"] = "mapped",
+    threads: int = 2,
+) -> list[Any]:
     """The named tensors on `device`, in the order of `names`.
 
-    Raises UserError naming every shard whose bytes are not those that were written.
+    placement: on a CPU. threads: that read. Raises UserError naming every shard whose bytes are
+    not those that were written, MemoryError where there is no room.
     """
     wanted = list(names)
-    needed = set(wanted)
-    tensors: dict[str, Any] = {}
-    problems: list[Problem] = []
-    for shard, data, intact in _read_all(shards):
-        if not intact:
-            problems.append(
-                Problem(
-                    "damaged: its md5 sum is not the one in tensor-cache.json",
-                    str(shard.path),
-                    "copy the file again, or run `mlcawq convert-weight` again",
-                )
-            )
-        if problems:
-            continue
-        for record in shard.tensors:
-            if record.name in needed:
-                array = as_array(data[record.offset : record.offset + record.nbytes], record)
-                tensors[record.name] = tvm.runtime.tensor(array, device=device)
-        device.sync()  # copies to a GPU may hold the shard's bytes until they are done
-    raise_all(problems)
+    raise_all(check_shards(shards, threads))
+    if device.type != "cpu":
+        tensors = _copied(shards, set(wanted), device)
+    elif placement == "resident":
+        tensors = _resident(shards, set(wanted), threads)
+    else:
+        tensors = _mapped(shards, set(wanted))
     return [tensors[name] for name in wanted]
 
 
 def as_array(data: np.ndarray, record: TensorRecord) -> np.ndarray:
     """The bytes of one tensor (uint8) as an array of its shape and type."""
-    if record.format == "f32-to-bf16" and record.dtype == "float32":
+    if not _is_raw(record):
         halves: np.ndarray = data.view(np.uint16).astype(np.uint32)
         return (halves << 16).view(np.float32).reshape(record.shape)
     dtype = ml_dtypes.bfloat16 if record.dtype == "bfloat16" else np.dtype(record.dtype)
     return data.view(dtype).reshape(record.shape)
 
 
-def _read_all(shards: Sequence[Shard]) -> Iterator[tuple[Shard, np.ndarray, bool]]:
-    """Shards in order with their bytes; a few are read and hashed ahead in other threads."""
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        pending: list[tuple[Shard, Future[tuple[np.ndarray, bool]]]] = []
-        for i in range(len(shards) + _AHEAD):
-            if i < len(shards):
-                pending.append((shards[i], pool.submit(_read, shards[i])))
-            if pending and (i >= _AHEAD or i >= len(shards)):
-                shard, future = pending.pop(0)
-                yield (shard, *future.result())
+def _is_raw(record: TensorRecord) -> bool:
+    return record.format != "f32-to-bf16" or record.dtype != "float32"
 
 
-def _read(shard: Shard) -> tuple[np.ndarray, bool]:
-    data = np.fromfile(shard.path, np.uint8)
-    if data.size != shard.nbytes:  # changed since the folder was checked
-        return data, False
-    if shard.md5 is None:
-        return data, True
-    return data, hashlib.md5(data, usedforsecurity=False).hexdigest() == shard.md5
+def _bytes_of(data: np.ndarray, record: TensorRecord) -> np.ndarray:
+    return data[record.offset : record.offset + record.nbytes]
+
+
+def _view(data: np.ndarray, record: TensorRecord) -> Any:
+    """A tensor that is these bytes, without a copy. They go through DLPack as bytes, since numpy
+    does not hand on bfloat16, and one by one, since kernels refuse tensors with an offset.
+    """
+    return tvm.runtime.from_dlpack(data)._create_view(record.shape, record.dtype)
+
+
+def _copied(shards: Sequence[Shard], needed: set[str], device: Any) -> dict[str, Any]:
+    tensors = {}
+    for shard in shards:
+        data = map_file(shard.path)
+        for record in shard.tensors:
+            if record.name in needed:
+                array = as_array(_bytes_of(data, record), record)
+                tensors[record.name] = tvm.runtime.tensor(array, device=device)
+        device.sync()  # copies to a GPU may read the mapping until they are done
+    return tensors
+
+
+def _mapped(shards: Sequence[Shard], needed: set[str]) -> dict[str, Any]:
+    """Views of the files; copies of tensors that begin elsewhere than kernels may assume, as they
+    do in folders of mlc_llm, or that are stored in another type.
+    """
+    tensors = {}
+    for shard in shards:
+        data = map_file(shard.path)
+        for record in shard.tensors:
+            if record.name not in needed:
+                continue
+            if _is_raw(record) and record.offset % ALIGNMENT == 0:
+                tensors[record.name] = _view(_bytes_of(data, record), record)
+            else:
+                array = as_array(_bytes_of(data, record), record)
+                tensors[record.name] = tvm.runtime.tensor(array)
+    return tensors
+
+
+def _resident(shards: Sequence[Shard], needed: set[str], threads: int) -> dict[str, Any]:
+    """Views of one buffer, in the order of the files. Where a tensor is stored in another type it
+    is a copy.
+    """
+    tensors, places, end = {}, [], 0
+    for shard in shards:
+        for record in shard.tensors:
+            if record.name not in needed:
+                continue
+            if _is_raw(record):
+                places.append((shard, record, end))
+                end += -(-record.nbytes // ALIGNMENT) * ALIGNMENT
+            else:
+                array = as_array(_bytes_of(map_file(shard.path), record), record)
+                tensors[record.name] = tvm.runtime.tensor(array)
+    buffer = new_buffer(end)
+    parts = [buffer[start : start + record.nbytes] for _, record, start in places]
+    read_all(
+        [
+            Reading(shard.path, record.offset, part)
+            for (shard, record, _), part in zip(places, parts, strict=True)
+        ],
+        threads,
+    )
+    for (_, record, _), part in zip(places, parts, strict=True):
+        tensors[record.name] = _view(part, record)
+    return tensors
