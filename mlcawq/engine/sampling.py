@@ -27,6 +27,8 @@ import numpy as np
 
 from mlcawq.errors import Problem, UserError, raise_all
 
+_BLOCK = 512  # tokens whose weights are summed before one of them is drawn
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -203,36 +205,69 @@ def candidates(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, 
     logits: float32 [V], penalties applied; params.temperature > 0.
     Returns int64 [n] and float64 [n].
     """
+    ids, weights = _weighed(logits, params)
+    return np.arange(weights.size) if ids is None else ids, weights / weights.sum()
+
+
+def _weighed(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray | None, np.ndarray]:
+    """As `candidates`, but the probabilities are not normalised, and ids are None for all tokens:
+    passes over a whole vocabulary are what sampling costs.
+    """
+    ids = None
     # float64, and the maximum first: a tiny temperature must overflow nothing.
-    scaled = (logits.astype(np.float64) - float(logits.max())) / params.temperature
-    ids = np.arange(scaled.size)
-    if 0 < params.top_k < scaled.size:
-        kth = np.partition(scaled, -params.top_k)[-params.top_k]
-        ids = np.flatnonzero(scaled >= kth)
-    probs = np.exp(scaled[ids])
-    probs /= probs.sum()
+    weights = np.subtract(logits, logits.max(), dtype=np.float64)
+    if 0 < params.top_k < logits.size:
+        kth = np.partition(logits, -params.top_k)[-params.top_k]
+        ids = np.flatnonzero(logits >= kth)
+        weights = weights[ids]
+    weights /= params.temperature
+    np.exp(weights, out=weights)
     if params.top_p < 1.0:
-        keep = _nucleus(probs, params.top_p)
-        ids, probs = ids[keep], probs[keep]
+        keep = _nucleus(weights, params.top_p)
+        ids, weights = keep if ids is None else ids[keep], weights[keep]
     if params.min_p > 0.0:
-        keep = np.flatnonzero(probs >= params.min_p * probs.max())
-        ids, probs = ids[keep], probs[keep]
-    return ids, probs / probs.sum()
+        keep = np.flatnonzero(weights >= params.min_p * weights.max())
+        ids, weights = keep if ids is None else ids[keep], weights[keep]
+    return ids, weights
 
 
-def _nucleus(probs: np.ndarray, top_p: float) -> np.ndarray:
-    """Ascending indices of the smallest set of most probable tokens whose sum reaches top_p."""
-    # Tokens below (1 - top_p) / n sum to less than 1 - top_p: the nucleus lies among the others,
-    # which are few, so that only few need to be sorted.
-    likely = np.flatnonzero(probs >= (1.0 - top_p) / probs.size)
-    order = likely[np.argsort(-probs[likely], kind="stable")]
-    reached = np.cumsum(probs[order])
+def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
+    """Ascending indices of the smallest set of heaviest tokens whose share reaches top_p; among
+    equally heavy ones the first.
+    """
+    total = weights.sum()
+    # Tokens below (1 - top_p) / n weigh less than 1 - top_p together: the nucleus lies among the
+    # others, which are few, so that only few need to be sorted.
+    likely = np.flatnonzero(weights >= (1.0 - top_p) / weights.size * total)
+    heavy = weights[likely]
+    order = np.sort(heavy)[::-1]  # of values: sorting indices by them takes ten times as long
     # The tolerance keeps a sum that is top_p but for rounding from taking one token more.
-    count = int(np.searchsorted(reached, top_p - 1e-12)) + 1
-    return np.sort(order[:count])
+    count = int(np.searchsorted(np.cumsum(order), (top_p - 1e-12) * total)) + 1
+    if count >= heavy.size:
+        return likely
+    least = order[count - 1]
+    kept = heavy >= least
+    surplus = int(np.count_nonzero(kept)) - count
+    if surplus:  # of tokens that weigh as much as the lightest one kept
+        kept[np.flatnonzero(heavy == least)[-surplus:]] = False
+    return likely[kept]
 
 
 def _draw(logits: np.ndarray, state: SamplerState) -> int:
-    ids, probs = candidates(logits, state.params)
-    position = np.searchsorted(np.cumsum(probs), state.rng.random(), side="right")
-    return int(ids[min(int(position), ids.size - 1)])
+    ids, weights = _weighed(logits, state.params)
+    # Blocks first, then within one block: a running sum over all of them takes ten times as long.
+    starts = np.arange(0, weights.size, _BLOCK)
+    ends = np.cumsum(np.add.reduceat(weights, starts))
+    point = state.rng.random() * ends[-1]
+    block = _reached(ends, point)
+    inside = np.cumsum(weights[starts[block] : starts[block] + _BLOCK])
+    place = int(starts[block]) + _reached(inside, point - (ends[block - 1] if block else 0.0))
+    return place if ids is None else int(ids[place])
+
+
+def _reached(sums: np.ndarray, point: float) -> int:
+    """Index of the first running sum above `point`. Where rounding has left none above it, of the
+    first one that is the last: what weighs nothing is never chosen.
+    """
+    first = int(np.searchsorted(sums, point, side="right"))
+    return min(first, int(np.searchsorted(sums, sums[-1])))
