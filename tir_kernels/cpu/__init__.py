@@ -1,11 +1,11 @@
 """Kernels for LLVM targets: vectors of the host's width, threads of TVM's pool, fp32 sums."""
 
 from tir_kernels.cpu.attention import (
-    attention_decode_paged,
     attention_prefill_paged,
     attention_prefill_ragged,
     merge_state,
 )
+from tir_kernels.cpu.attention_decode import attention_decode_paged
 from tir_kernels.cpu.dense import dense_linear
 from tir_kernels.cpu.elementwise import add_rms_norm, qk_norm, rms_norm, silu_multiply
 from tir_kernels.cpu.expert_sums import expert_sums

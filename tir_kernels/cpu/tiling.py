@@ -9,11 +9,12 @@ from tir_kernels._tvm import Target, target_has_features
 
 @dataclass(frozen=True)
 class Tiling:
-    """lanes: fp32 elements of a vector register.
+    """lanes: fp32 elements of a vector register; registers: how many there are.
     micro_rows, micro_columns: the accumulator block that a matrix kernel keeps in registers.
     """
 
     lanes: int
+    registers: int
     micro_rows: int
     micro_columns: int
 
@@ -25,12 +26,12 @@ def tiling_of(target: Target) -> Tiling:
     LLVM's own answer (`llvm_get_vector_width`) is 512 for every x86 target.
     """
     if target_has_features("avx512f", target):
-        return Tiling(lanes=16, micro_rows=6, micro_columns=64)
+        return Tiling(lanes=16, registers=32, micro_rows=6, micro_columns=64)
     if target_has_features("avx2", target):
-        return Tiling(lanes=8, micro_rows=6, micro_columns=16)
+        return Tiling(lanes=8, registers=16, micro_rows=6, micro_columns=16)
     if target_has_features("neon", target):
-        return Tiling(lanes=4, micro_rows=6, micro_columns=16)
-    return Tiling(lanes=4, micro_rows=6, micro_columns=8)
+        return Tiling(lanes=4, registers=32, micro_rows=6, micro_columns=16)
+    return Tiling(lanes=4, registers=16, micro_rows=6, micro_columns=8)
 
 
 def largest_fitting(total: int, candidates: tuple[int, ...]) -> int:
