@@ -22,7 +22,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from bench_decode import Model, model_config
+from benchmarks.library import Model, model_config
 
 from mlcawq.build.chat_config import CONFIG_NAME, mlc_model_config
 from mlcawq.graph.settings import compile_settings
@@ -38,7 +38,7 @@ _AGREEMENT = 2e-2  # relative error of logits; mlc_llm sums products in float16
 
 def write_config(folder: Path, layers: int, context: int, chunk: int) -> None:
     """All that the step compile reads."""
-    config = model_config(QUANTIZATION, layers)
+    config = model_config(layers)
     sizes = compile_settings(config, context, chunk, 1)
     content = {
         "model_type": config.model_type,

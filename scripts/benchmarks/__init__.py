@@ -1,4 +1,4 @@
-"""What scripts/bench_kernels.py is made of."""
+"""What the benchmarks in scripts/ are made of."""
 
 import sys
 from pathlib import Path

@@ -13,12 +13,21 @@ source "$here/environment.sh"
 folder=${1:-$here/../../.peers/llamacpp}
 
 bare_environment "$folder"
+source=$(mktemp -d)
+trap 'rm -rf "$source"' EXIT
+"$folder/bin/python" -m pip download --quiet --disable-pip-version-check --no-deps \
+  --no-binary llama-cpp-python --dest "$source" llama-cpp-python==0.3.36
+tar -xzf "$source"/llama_cpp_python-*.tar.gz -C "$source" --strip-components 1
+# GCC's _tile_loadconfig tells the compiler of 8 of the 64 bytes that it reads. GCC 12 leaves the
+# others unwritten, and AMX dies of a general protection fault.
+tiles=$source/vendor/llama.cpp/ggml/src/ggml-cpu/amx/mmq.cpp
+grep -q '_tile_loadconfig(&tc);' "$tiles"
+sed -i 's/_tile_loadconfig(&tc);/__asm__ volatile("" : : "r"(\&tc) : "memory"); &/' "$tiles"
 # A wheel that somebody else built would not know this processor's AVX512, VNNI or AMX.
-# mtmd reads pictures: not needed here.
-options="-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DGGML_LLAMAFILE=ON -DLLAVA_BUILD=OFF"
-CMAKE_ARGS=$options \
-  CMAKE_BUILD_PARALLEL_LEVEL="${JOBS:-$(nproc)}" \
-  "${pip[@]}" --no-cache-dir --no-binary llama-cpp-python llama-cpp-python==0.3.36
+# LLAVA_BUILD is for models that see.
+options="-DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DGGML_OPENMP=ON -DGGML_LLAMAFILE=ON"
+CMAKE_ARGS="$options -DLLAVA_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL="${JOBS:-$(nproc)}" \
+  "${pip[@]}" "$source"
 "${pip[@]}" gguf==0.19.0
 "$folder/bin/python" - <<'PYTHON'
 from importlib.metadata import version

@@ -1,0 +1,147 @@
+"""Who takes part: what each needs to be made, and how its process is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cpu.files import Files, PreparationError
+from benchmarks.cpu.shapes import Shape
+
+OURS, LLAMACPP, PYTORCH, MLC_LLM = "ours", "llama.cpp", "PyTorch", "mlc_llm"
+PROJECTS = (OURS, LLAMACPP, PYTORCH, MLC_LLM)
+HEADS = ("float16", "int8", "int4")
+GGUF_KINDS = ("Q4_0", "Q4_K_M")
+# How llama.cpp can be asked to keep its weights; none is the best for everything.
+_LLAMACPP_WEIGHTS = {
+    "": {"weights": "default", "mmap": True},
+    "repacked": {"weights": "repack", "mmap": True},
+    "plain": {"weights": "plain", "mmap": True},
+    "plain, no mmap": {"weights": "plain", "mmap": False},
+}
+_TORCH_VARIANTS = {
+    "": {"cache": "growing", "compiled": False},
+    "static cache": {"cache": "static", "compiled": False},
+}
+_TORCH_COMPILED = {"compiled": {"cache": "static", "compiled": True}}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """project: one of PROJECTS. group: of those that compute the same in different ways, of which
+    only the fastest count. weights: the file or folder that is read for every token. kind, options:
+    of its worker, without threads and capacity. version: of the project, where it is another one.
+    """
+
+    name: str
+    project: str
+    group: str
+    python: Path
+    kind: str
+    options: dict[str, Any]
+    weights: Path
+    version: str = ""
+
+    @property
+    def weight_bytes(self) -> int:
+        """All that a token reads: in these shapes the embedding is the head as well, and where a
+        folder has both, a token reads one row of the one.
+        """
+        if self.weights.is_file():
+            return self.weights.stat().st_size
+        cache = self.weights / "tensor-cache.json"
+        if not cache.is_file():
+            return sum(path.stat().st_size for path in self.weights.glob("*.safetensors"))
+        records = [
+            record
+            for shard in json.loads(cache.read_text())["records"]
+            for record in shard["records"]
+        ]
+        separate = any("lm_head" in record["name"] for record in records)
+        return sum(
+            int(record["nbytes"])
+            for record in records
+            if not (separate and "embed_tokens" in record["name"])
+        )
+
+
+def ours(files: Files, shape: Shape, target: str, heads: Sequence[str]) -> list[Contender]:
+    """What `mlcawq build` makes, by the type of the head."""
+    found = []
+    for head in heads:
+        options = ["--target", target, "--head", head]
+        name = re.sub(r"[^\w.]+", "-", f"ours-{head}-{target}")
+        folder = files.built(shape, name, options)
+        found.append(_engine(f"ours, {head} head", OURS, folder, shape))
+    return found
+
+
+def mlc_llm(files: Files, shape: Shape, python: str) -> Contender:
+    """The same checkpoint built by an installed mlc_llm as it is, run by our engine."""
+    options = ["--via", "mlc-llm", "--no-plugin", "--mlc-python", python]
+    folder = files.built(shape, "mlc_llm", options)
+    return _engine("mlc_llm", MLC_LLM, folder, shape)
+
+
+def _engine(name: str, project: str, folder: Path, shape: Shape) -> Contender:
+    options = {"folder": str(folder), "vocabulary": shape.vocabulary}
+    return Contender(name, project, name, Path(sys.executable), "engine", options, folder)
+
+
+def llamacpp(files: Files, shape: Shape, python: Path, kinds: Sequence[str]) -> list[Contender]:
+    """All ways to run each kind of file.
+
+    Raises PreparationError where `python` has no llama-cpp-python.
+    """
+    project = llamacpp_version(python)
+    found = []
+    for kind in kinds:
+        file = files.gguf(shape, kind, python, project)
+        for title, how in _LLAMACPP_WEIGHTS.items():
+            for flash in (True, False):
+                # Attention is one thing and the way of the weights another: without flash attention
+                # only what is fastest most often is tried.
+                if not flash and how["weights"] == "plain":
+                    continue
+                extra = ", ".join(filter(None, (title, "" if flash else "no flash")))
+                name = f"llama.cpp {kind}" + (f" ({extra})" if extra else "")
+                options = {"file": str(file), "vocabulary": shape.vocabulary, "flash": flash, **how}
+                found.append(
+                    Contender(name, LLAMACPP, kind, python, "llamacpp", options, file, project)
+                )
+    return found
+
+
+def llamacpp_version(python: Path) -> str:
+    """Raises PreparationError where there is none."""
+    command = "from importlib.metadata import version; print(version('llama-cpp-python'))"
+    if python.is_file():
+        done = subprocess.run([python, "-c", command], capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return done.stdout.strip()
+    raise PreparationError(f"no llama-cpp-python at {python}: run scripts/peers/setup_llamacpp.sh")
+
+
+def pytorch(files: Files, shape: Shape, compiled: bool) -> list[Contender]:
+    """transformers in this very environment; compiled: with torch.compile too."""
+    folder = files.source(shape)
+    found = []
+    for title, how in {**_TORCH_VARIANTS, **(_TORCH_COMPILED if compiled else {})}.items():
+        name = "PyTorch bf16" + (f" ({title})" if title else "")
+        options = {"folder": str(folder), "vocabulary": shape.vocabulary, **how}
+        found.append(
+            Contender(name, PYTORCH, "PyTorch", Path(sys.executable), "torch", options, folder)
+        )
+    return found
+
+
+def mlc_python() -> str | None:
+    """The interpreter that has mlc_llm, where one is named."""
+    return os.environ.get("MLCAWQ_MLC_PYTHON")
