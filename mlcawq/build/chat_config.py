@@ -17,6 +17,7 @@ from typing import Any
 from mlcawq.checkpoint.config import AwqConfig, ModelConfig, load_json, parse_config
 from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.graph.settings import CompileSettings, quantization_named
+from mlcawq.graph.tables import PLAIN, Tables, choose_tables
 from tir_kernels.layouts import AUTOAWQ, LAYOUTS
 
 CONFIG_NAME = "mlc-chat-config.json"
@@ -42,7 +43,8 @@ class ChatConfig:
     model: the architecture; `model.quantization` is set for AWQ names.
     quantization: MLC's name, one of graph.settings.QUANTIZATIONS.
     weight_layout: how the quantized weights are stored ("autoawq", which a file without it means,
-        or "n16k64"), None for unquantized ones.
+        "n16k64" or "n16k8"), None for unquantized ones.
+    tables: how the output head and the embedding are stored.
     sizes: what the library is compiled for.
     raw: the file as it was read.
     """
@@ -50,6 +52,7 @@ class ChatConfig:
     model: ModelConfig
     quantization: str
     weight_layout: str | None
+    tables: Tables
     sizes: CompileSettings
     raw: dict[str, Any]
 
@@ -170,6 +173,50 @@ def agreed_layout(folder: Path, asked: str | None) -> str | None:
     )
 
 
+def planned_tables(folder: Path) -> Tables | None:
+    """How a folder's mlc-chat-config.json says that head and embedding are stored, None where there
+    is no such file. Raises UserError for what is not known.
+    """
+    file = folder / CONFIG_NAME
+    if not file.is_file():
+        return None
+    problems: list[Problem] = []
+    tables = _read_tables(load_json(file), str(file), problems)
+    raise_all(problems)
+    return tables
+
+
+def agreed_tables(
+    folder: Path, config: ModelConfig, asked: str | None, *, packed: bool, own: bool
+) -> Tables:
+    """How to store head and embedding: what is asked for (`choose_tables`), which a config in
+    `folder` has to say too; where nothing is asked for, what it says.
+
+    Raises UserError where it says something else, and as `choose_tables`.
+    """
+    planned = planned_tables(folder)
+    if planned is not None and asked is None:
+        return planned
+    tables = choose_tables(config, asked, packed=packed, own=own, device=None)
+    if planned is None or planned == tables:
+        return tables
+    said = ", ".join(planned.names().values()) or "float16"
+    raise UserError.one(
+        f"a head in {asked} was asked for, but {CONFIG_NAME} there says {said}",
+        str(folder),
+        f"leave --head out, or run gen-config with --head {asked} first",
+    )
+
+
+def _read_tables(raw: dict[str, Any], where: str, problems: list[Problem]) -> Tables:
+    try:
+        return Tables.named(raw)
+    except ValueError as error:
+        fix = "convert the weights again with this version"
+        problems.append(Problem(f"head or embedding: {error}", where, fix))
+        return PLAIN
+
+
 def read_chat_config(path: Path) -> ChatConfig:
     """Read a folder's mlc-chat-config.json, written by us or by mlc_llm.
 
@@ -212,6 +259,7 @@ def read_chat_config(path: Path) -> ChatConfig:
                 "convert the weights again with this version",
             )
         )
+    tables = _read_tables(raw, where, problems)
     if raw.get("tensor_parallel_shards", 1) != 1:
         problems.append(Problem("tensor_parallel_shards above 1 is not supported", where))
     try:
@@ -223,6 +271,7 @@ def read_chat_config(path: Path) -> ChatConfig:
         model=dataclasses.replace(parsed, quantization=quantization),
         quantization=name,
         weight_layout=layout if quantization else None,
+        tables=tables,
         sizes=CompileSettings(**sizes),
         raw=raw,
     )

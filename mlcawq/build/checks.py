@@ -54,8 +54,8 @@ def disk_problems(out: Path, weights: int) -> list[Problem]:
 
 
 def memory_problems(config: ModelConfig, weights: int) -> list[Problem]:
-    """Verification holds one block and slices of the head in float32, beside the library's weights
-    (bytes; none where they are in a device's own memory).
+    """Verification holds one block and slices of the head in float32, beside `weights`: bytes of
+    the library's (none where they are in a device's own memory) and of dequantized tables.
     """
     blocks = max(config.num_hidden_layers, 1)
     needed = weights + 4 * num_parameters(config) // blocks + 2**30

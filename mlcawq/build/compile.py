@@ -18,6 +18,7 @@ from mlcawq.graph.settings import (
     compile_settings,
     infer_quantization,
 )
+from mlcawq.graph.tables import PLAIN, Tables, check_tables
 
 if TYPE_CHECKING:
     from mlcawq.graph._tvm import Target
@@ -45,19 +46,22 @@ def compile_model(
     max_batch_size: int | None = None,
     *,
     weight_layout: str | None = None,
+    tables: Tables = PLAIN,
     progress: Callable[[str], None] | None = None,
 ) -> Library:
     """Compile `config` for `target` and write the shared library `out_lib`, whole or not at all.
 
     quantization: a name to insist on; by default what the checkpoint is. Sizes are in tokens and
     sequences, with the defaults of `compile_settings`. weight_layout: of the quantized weights that
-    the library will be given, by default the stock one. Raises UserError for everything that can be
-    known to fail before compiling. Weights are not needed.
+    the library will be given, by default the stock one; tables: how its head and embedding are
+    stored. Raises UserError for everything that can be known to fail before compiling. Weights are
+    not needed.
     """
     settings = compile_settings(config, context_window_size, prefill_chunk_size, max_batch_size)
-    kind = infer_quantization(config, quantization, weight_layout)
+    kind = infer_quantization(config, quantization, weight_layout, tables)
     resolved = resolve_target(target) if isinstance(target, str) else target
     check_layout(kind.weight_layout, target_device(resolved))
+    check_tables(tables, target_device(resolved))
     check_dtype(kind, target_device(resolved))
     tools = find_tools(resolved)
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from mlcawq.build.chat_config import agreed_layout
+from mlcawq.build.chat_config import agreed_layout, agreed_tables
 from mlcawq.build.loading_order import loading_order
-from mlcawq.build.weight_plan import Parameter, plan_parameters
+from mlcawq.build.rounded_table import Arrays, round_table
+from mlcawq.build.weight_plan import Parameter, has_own_head, plan_parameters
 from mlcawq.checkpoint.config import ModelConfig, read_config
 from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.checkpoint.writing import (
@@ -28,6 +29,7 @@ from mlcawq.checkpoint.writing import (
 from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.families import expected_tensors
 from mlcawq.graph.settings import infer_quantization
+from tir_kernels.layouts import BLOCKED
 
 SHARD_BYTES = 32 * 2**20
 CACHE = "tensor-cache.json"
@@ -55,6 +57,7 @@ def convert_weight(
     quantization: str | None = None,
     *,
     weight_layout: str | None = None,
+    head: str | None = None,
     config: ModelConfig | None = None,
     progress: Progress | None = None,
 ) -> Conversion:
@@ -62,7 +65,8 @@ def convert_weight(
 
     quantization: a name to insist on; by default what the checkpoint is. weight_layout: of
     quantized weights (`tir_kernels.layouts`), by default the one that mlc-chat-config.json in `out`
-    names, else the stock one. Tensors are streamed: one parameter and one shard are in memory at a
+    names, else the stock one. head: one of `graph.tables.HEADS`, by default as that file says, else
+    what fits the layout. Tensors are streamed: one parameter and one shard are in memory at a
     time. Other files of `out` stay as they are, and so do its parameters until all new ones are
     written. Raises UserError for whatever does not fit together, before anything is written, and
     for values that overflow float16.
@@ -70,8 +74,11 @@ def convert_weight(
     checkpoint, out = Path(checkpoint), Path(out)
     check_folder(out)
     config = config or read_config(checkpoint)
-    kind = infer_quantization(config, quantization, agreed_layout(out, weight_layout))
     reader = TensorReader(checkpoint)
+    layout = agreed_layout(out, weight_layout)
+    own = has_own_head(config, reader)
+    tables = agreed_tables(out, config, head, packed=layout == BLOCKED, own=own)
+    kind = infer_quantization(config, quantization, layout, tables)
     plan = plan_parameters(config, kind, reader)
     planned = {parameter.name: parameter for parameter in plan}
     order = loading_order({name: planned[name].sources for name in planned}, reader)
@@ -110,12 +117,18 @@ def convert_weight(
 def _arrays(
     plan: list[Parameter], reader: TensorReader, overflowing: list[Problem]
 ) -> Iterator[tuple[Parameter, np.ndarray]]:
+    rounded: Arrays = {}  # what is left of a rounded table, whose arrays follow one another
     for parameter in plan:
-        tiling = parameter.tiling
+        relayout, rounding = parameter.relayout, parameter.rounding
         if parameter.constant is not None:
-            stock_shape = parameter.shape if tiling is None else tiling.stock_shape
+            stock_shape = parameter.shape if relayout is None else relayout.stock_shape
             array: np.ndarray = np.full(stock_shape, parameter.constant, parameter.dtype)
-            yield parameter, array if tiling is None else tiling(array)
+            yield parameter, array if relayout is None else relayout(array)
+            continue
+        if rounding is not None:
+            if rounding.kind not in rounded:
+                rounded = _rounded(parameter, reader, overflowing)
+            yield parameter, rounded.pop(rounding.kind)
             continue
         parts = []
         for name in parameter.sources:
@@ -129,7 +142,18 @@ def _arrays(
             parts.append(part)
         array = parts[0] if len(parts) == 1 else np.concatenate(parts, parameter.axis)
         del parts, part, source  # or they would be held while the next parameter is read
-        yield parameter, array if tiling is None else tiling(array)
+        yield parameter, array if relayout is None else relayout(array)
+
+
+def _rounded(parameter: Parameter, reader: TensorReader, overflowing: list[Problem]) -> Arrays:
+    """All arrays of the table that `parameter` is the first one of."""
+    assert parameter.rounding is not None
+    (name,) = parameter.sources
+    source = reader.numpy(name)
+    arrays = round_table(source, parameter.rounding.table, parameter.rounding.scale_dtype)
+    if not np.isfinite(arrays["scales"]).all():
+        overflowing.append(_overflow(name, source, reader))
+    return arrays
 
 
 def _overflow(name: str, source: np.ndarray, reader: TensorReader) -> Problem:

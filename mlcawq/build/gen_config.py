@@ -30,6 +30,7 @@ from mlcawq.graph.settings import (
     compile_settings,
     infer_quantization,
 )
+from mlcawq.graph.tables import PLAIN, Tables
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ def gen_config(
     conv_template: str | None = None,
     *,
     weight_layout: str | None = None,
+    tables: Tables = PLAIN,
     context_window_size: int | None = None,
     prefill_chunk_size: int | None = None,
     max_batch_size: int | None = None,
@@ -55,15 +57,16 @@ def gen_config(
     """Write mlc-chat-config.json and the tokenizer of `checkpoint` into the folder `out`.
 
     quantization: MLC's name, None for what the checkpoint is. weight_layout: of quantized weights
-    (`tir_kernels.layouts`), None for the stock one. conv_template: a shipped template's
-    name or a JSON file, None to find it from the model's chat template.
+    (`tir_kernels.layouts`), None for the stock one. tables: how head and embedding will be stored.
+    conv_template: a shipped template's name or a JSON file, None to find it from the model's chat
+    template.
     The sizes (tokens, tokens, sequences) are what the library is compiled for; see
     `compile_settings` for their defaults.
     Raises UserError for everything that is wrong with the checkpoint or with the arguments.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     config = read_config(checkpoint)
-    kind = infer_quantization(config, quantization, weight_layout)
+    kind = infer_quantization(config, quantization, weight_layout, tables)
     sizes = compile_settings(config, context_window_size, prefill_chunk_size, max_batch_size)
     files = copy_tokenizer(checkpoint, out)
     tokens = ModelTokens.read(out, checkpoint)
@@ -97,6 +100,7 @@ def gen_config(
     }
     if config.quantization is not None:
         content |= awq_keys(config.quantization, kind.weight_layout)
+    content |= tables.names()
     write_json(out / CONFIG_NAME, content)
     return GeneratedConfig(content, choice, tuple(messages))
 

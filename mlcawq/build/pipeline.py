@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from mlcawq.build.chat_config import (
     ChatConfig,
     library_name,
     planned_layout,
+    planned_tables,
     read_chat_config,
 )
 from mlcawq.build.checks import (
@@ -31,6 +32,7 @@ from mlcawq.build.conversation_match import read_asked
 from mlcawq.build.convert_weight import Conversion, convert_weight
 from mlcawq.build.gen_config import GeneratedConfig, gen_config
 from mlcawq.build.link import find_compiler, find_tools
+from mlcawq.build.rounded_reference import table_bytes
 from mlcawq.build.targets import resolve_target, target_device
 from mlcawq.build.verify import (
     Mode,
@@ -42,7 +44,7 @@ from mlcawq.build.verify import (
     verify_sampled,
 )
 from mlcawq.build.vulkan_target import binding_problems, check_type
-from mlcawq.build.weight_plan import plan_parameters
+from mlcawq.build.weight_plan import has_own_head, plan_parameters
 from mlcawq.checkpoint.config import ModelConfig, read_config
 from mlcawq.checkpoint.source import require_tokenizer
 from mlcawq.checkpoint.tensors import TensorReader
@@ -63,6 +65,8 @@ from mlcawq.graph.settings import (
     infer_quantization,
     quantization_named,
 )
+from mlcawq.graph.tables import PLAIN, Tables, check_tables, choose_tables
+from tir_kernels.layouts import BLOCKED
 
 if TYPE_CHECKING:
     from mlcawq.graph._tvm import Target
@@ -73,13 +77,15 @@ class BuildRequest:
     """What `mlcawq build` was asked for; None stands for the default.
 
     weight_layout: by default what the target's kernels are fastest with, in a whole build, and the
-    stock one where a step has no target. verify: True checks all layers whatever the size, False
-    nothing, None by size.
+    stock one where a step has no target. head: one of `graph.tables.HEADS`, by default int8 where
+    the weights lie as the CPU's kernels want them. verify: True checks all layers whatever the
+    size, False nothing, None by size.
     """
 
     target: str = "cpu"
     quantization: str | None = None
     weight_layout: str | None = None
+    head: str | None = None
     conv_template: str | None = None
     context_window_size: int | None = None
     prefill_chunk_size: int | None = None
@@ -93,7 +99,7 @@ class BuildResult:
     """What was built. bits_per_parameter counts scales and zeros in; library: file name.
 
     unverified: why there is no verification, empty where there is one. via: the other project that
-    built it, empty for ourselves.
+    built it, empty for ourselves. tables: how head and embedding are stored.
     """
 
     folder: Path
@@ -110,10 +116,12 @@ class BuildResult:
     verification: Verification | None
     unverified: str
     via: str = ""
+    tables: Tables = PLAIN
 
     def as_json(self) -> dict[str, Any]:
         out = asdict(self)
         out["folder"] = str(self.folder)
+        out["tables"] = self.tables.names()
         out["verification"] = self.verification.as_json() if self.verification else None
         return out
 
@@ -162,6 +170,7 @@ def build(
             checked.quantization.name,
             request.conv_template,
             weight_layout=checked.quantization.weight_layout,
+            tables=checked.quantization.tables,
             **asdict(checked.sizes),
         )
         for text in generated.messages:
@@ -190,7 +199,8 @@ def check(checkpoint: Path, out: Path, request: BuildRequest) -> Checked:
     reader = collect(lambda: TensorReader(checkpoint))
     if config is None:
         raise UserError(*problems)
-    kind = collect(lambda: _quantization(config, request, target))
+    own_head = reader is not None and has_own_head(config, reader)
+    kind = collect(lambda: _quantization(config, request, target, own_head))
     sizes = collect(
         lambda: compile_settings(
             config,
@@ -215,7 +225,8 @@ def check(checkpoint: Path, out: Path, request: BuildRequest) -> Checked:
         problems += disk_problems(out, weights)
         if mode != "off":
             on_cpu = target is not None and target_device(target) == "cpu"
-            problems += memory_problems(config, weights if on_cpu else 0)
+            beside = table_bytes(config, kind.tables)
+            problems += memory_problems(config, beside + (weights if on_cpu else 0))
     raise_all(problems)
     assert kind is not None
     assert sizes is not None
@@ -235,9 +246,12 @@ def _target(name: str) -> Target:
 
 
 def _quantization(
-    config: ModelConfig, request: BuildRequest, target: Target | None
+    config: ModelConfig, request: BuildRequest, target: Target | None, own_head: bool
 ) -> Quantization:
-    """The quantization that is asked for, in the layout that is asked for or fits the target."""
+    """The quantization that is asked for, in the layout that is asked for or fits the target.
+
+    own_head: whether the checkpoint's head is quantized already.
+    """
     layout, device = request.weight_layout, None
     if target is not None:
         device = target_device(target)
@@ -253,19 +267,32 @@ def _quantization(
     if device is not None:
         check_dtype(kind, device)
     check_type(request.target, kind.name)
-    return kind
+    packed = kind.weight_layout == BLOCKED
+    tables = choose_tables(config, request.head, packed=packed, own=own_head, device=device)
+    return replace(kind, tables=tables)
 
 
 def generate_config(checkpoint: Path, out: Path, request: BuildRequest) -> GeneratedConfig:
     """The step gen-config into a folder that may hold other parts of a build.
 
-    A config that is there already keeps its weight layout unless the request names one.
-    Files are put in place one by one when all of them are there, the config last.
+    A config that is there already keeps its weight layout, and how head and embedding are stored,
+    unless the request names one. Files are put in place one by one when all of them are there, the
+    config last.
     """
     out = Path(out).absolute()
     check_folder(out)
     if out.resolve() == Path(checkpoint).resolve():
         raise UserError.one("the output is the checkpoint", str(out), "choose another -o")
+    layout = request.weight_layout or planned_layout(out)
+    tables = planned_tables(out) if request.head is None else None
+    if tables is None:
+        tables = choose_tables(
+            read_config(checkpoint),
+            request.head,
+            packed=layout == BLOCKED,
+            own=_own_head(checkpoint),
+            device=None,
+        )
     stage = scratch_folder(out.parent, f".{out.name}.partial-")
     try:
         generated = gen_config(
@@ -273,7 +300,8 @@ def generate_config(checkpoint: Path, out: Path, request: BuildRequest) -> Gener
             stage,
             request.quantization,
             request.conv_template,
-            weight_layout=request.weight_layout or planned_layout(out),
+            weight_layout=layout,
+            tables=tables,
             context_window_size=request.context_window_size,
             prefill_chunk_size=request.prefill_chunk_size,
             max_batch_size=request.max_batch_size,
@@ -284,6 +312,15 @@ def generate_config(checkpoint: Path, out: Path, request: BuildRequest) -> Gener
     finally:
         shutil.rmtree(stage, ignore_errors=True)
     return generated
+
+
+def _own_head(checkpoint: Path) -> bool:
+    """As `has_own_head`; False where the weights are not there to tell."""
+    try:
+        reader = TensorReader(checkpoint)
+    except UserError:  # step convert-weight is the one that needs them
+        return False
+    return has_own_head(read_config(checkpoint), reader)
 
 
 def compile_folder(
@@ -304,6 +341,7 @@ def compile_folder(
     if config is not None and resolved is not None:
         device, kind = target_device(resolved), quantization_named(config.quantization)
         collect(lambda: check_layout(config.weight_layout, device))
+        collect(lambda: check_tables(config.tables, device))
         collect(lambda: check_dtype(kind, device))
         collect(lambda: check_type(target, config.quantization))
     raise_all(problems)
@@ -324,6 +362,7 @@ def _compile(config: ChatConfig, library: Path, target: Target, reporter: Report
         config.quantization,
         **asdict(config.sizes),
         weight_layout=config.weight_layout,
+        tables=config.tables,
         progress=lambda stage: reporter.stage(f"library: {stage}"),
     )
 
@@ -367,6 +406,7 @@ def _result(
         template_differences=len(generated.template.differences),
         verification=verification,
         unverified=checked.unverified,
+        tables=checked.quantization.tables,
     )
 
 

@@ -1,9 +1,10 @@
 """Does the built library compute what the checkpoint computes? Logits against PyTorch in float32.
 
-The reference is the checkpoint itself, its AWQ weights dequantized, run block by block. The library
-is driven as a chat drives it: prefill on an empty and on a filled cache, decode, several sequences
-at once. Above FULL_LIMIT parameters the reference would take too long, and only a few layers are
-compared, see `verify_sampled`.
+The reference is the checkpoint itself, its AWQ weights dequantized, run block by block; where the
+build has rounded its head, with the rounded one (`rounded_reference`). The library is driven as a
+chat drives it: prefill on an empty and on a filled cache, decode, several sequences at once.
+Above FULL_LIMIT parameters the reference would take too long, and only a few layers are compared,
+see `verify_sampled`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 
 from mlcawq.build.chat_config import ChatConfig, library_name, read_chat_config
 from mlcawq.build.compare_logits import LIMITS, Comparison, compare_logits
+from mlcawq.build.rounded_reference import TableLoss, compute_reference
 from mlcawq.checkpoint.config import ModelConfig
 from mlcawq.engine.artifact import TOKENIZER, BuiltFolder, Shard, read_folder
 from mlcawq.engine.conversation import Conversation
@@ -59,13 +61,16 @@ _SAMPLED_LAYERS = 3
 class Verification:
     """mode: "full", or "sampled" with the indices of the layers that were compared.
 
-    limit: the relative error that was tolerated; comparisons: all that was compared.
+    limit: the relative error that was tolerated; comparisons: all that was compared. rounding: what
+    the build's own rounding of head and embedding changes, which is not the library's error; None
+    where it rounds nothing.
     """
 
     mode: Mode
     limit: float
     comparisons: tuple[Comparison, ...]
     layers: tuple[int, ...] = ()
+    rounding: TableLoss | None = None
 
     @property
     def worst(self) -> float:
@@ -105,15 +110,15 @@ def verify_full(folder: Path, checkpoint: Path, device: str = "cpu") -> Verifica
 
     Raises UserError naming prompt, way of computing and position of every disagreement.
     """
-    from mlcawq.checkpoint.streaming import StreamedModel
-
     config = read_chat_config(folder)
     built = read_folder(folder)
     prompts = make_prompts(folder, built.conversation, config)
-    references = _reference(StreamedModel(checkpoint), list(prompts.values()))
+    reference = compute_reference(
+        checkpoint, built, config.model, config.tables, list(prompts.values())
+    )
     runtime = ModelRuntime(built, device, max_total_tokens=4 * _LONGEST)
-    comparisons = _compare_all(runtime, prompts, references, _limit(config))
-    result = Verification("full", _limit(config), tuple(comparisons))
+    comparisons = _compare_all(runtime, prompts, reference.logits, _limit(config))
+    result = Verification("full", _limit(config), tuple(comparisons), rounding=reference.loss)
     _raise_faults(result, folder)
     return result
 
@@ -135,7 +140,6 @@ def verify_sampled(
     Raises UserError as `verify_full`.
     """
     from mlcawq.build.targets import target_device
-    from mlcawq.checkpoint.streaming import StreamedModel
 
     say = progress or (lambda text: None)
     config = read_chat_config(folder)
@@ -157,12 +161,14 @@ def verify_sampled(
         else:
             compile_part(part, library, sizes)
         say("comparing them with PyTorch")
-        references = _reference(StreamedModel(checkpoint), list(prompts.values()), layers)
+        reference = compute_reference(
+            checkpoint, built, config.model, config.tables, list(prompts.values()), layers
+        )
         small = sampled_folder(built, part, layers, {device: library})
         runtime = ModelRuntime(small, device, max_total_tokens=4 * _LONGEST)
-        comparisons = _compare_all(runtime, prompts, references, limit)
+        comparisons = _compare_all(runtime, prompts, reference.logits, limit)
         del runtime
-    result = Verification("sampled", limit, tuple(comparisons), layers)
+    result = Verification("sampled", limit, tuple(comparisons), layers, reference.loss)
     _raise_faults(result, folder)
     say("running the whole library")
     _run_whole(built, device, prompts)
@@ -181,6 +187,7 @@ def _compile(
         config.quantization,
         **asdict(sizes),
         weight_layout=config.weight_layout,
+        tables=config.tables,
     )
 
 
@@ -258,21 +265,6 @@ def make_prompts(
     prompts["random tokens"] = random.tolist()
     most = min(_LONGEST, config.sizes.context_window_size)
     return {name: ids[:most] for name, ids in prompts.items() if ids}
-
-
-def _reference(
-    model: Any, prompts: Sequence[Sequence[int]], layers: Sequence[int] | None = None
-) -> list[np.ndarray]:
-    """Logits [T, V] of each prompt by PyTorch in float32, through all layers or those given."""
-    import torch
-
-    batches = [torch.tensor([list(ids)]) for ids in prompts]
-    states = [model.embed(ids) for ids in batches]
-    for i in range(model.num_blocks) if layers is None else layers:
-        block = model.block(i)
-        states = [model.run_block(block, i, hidden) for hidden in states]
-        del block
-    return [model.head(hidden)[0].numpy() for hidden in states]
 
 
 def _compare_all(

@@ -62,7 +62,7 @@ def binding_problems(target: Target, parameters: Iterable[Parameter]) -> list[Pr
         parameter
         for parameter in parameters
         if parameter.name.endswith(".qweight")
-        and parameter.tiling is None
+        and parameter.relayout is None
         and parameter.nbytes > limit
     ]
     if not large:

@@ -12,28 +12,43 @@ from mlcawq.checkpoint.tensors import TensorReader
 from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.families import expected_tensors, find_family, linear_biases, linear_shapes
 from mlcawq.graph.settings import WORDS, Quantization, quantized_linears
-from tir_kernels.layouts import AUTOAWQ, SYMMETRIC_ZEROS, TILED, LinearShape
+from mlcawq.graph.tables import Table
+from tir_kernels.layouts import AUTOAWQ, BLOCKED, SYMMETRIC_ZEROS, TILED, LinearShape
+from tir_kernels.pack_blocks import block_qweight, block_qzeros, block_scales
 from tir_kernels.pack_tiles import tile_qweight, tile_qzeros, tile_scales
 
 _TILE = {"qweight": tile_qweight, "qzeros": tile_qzeros, "scales": tile_scales}
+_BLOCK = {"qweight": block_qweight, "qzeros": block_qzeros, "scales": block_scales}
 _FLOATS = ("F16", "BF16", "F32")
 
 
 @dataclass(frozen=True)
-class Tiling:
-    """kind: which array of a quantized linear ("qweight", "qzeros", "scales"); stock_shape: what
-    it has before.
+class Relayout:
+    """From the stock layout to `layout`. kind: which array of a quantized linear ("qweight",
+    "qzeros", "scales"); stock_shape: what it has before.
 
-    silu: gate and up are interleaved, as kernels want them that compute silu(gate) * up at once.
+    silu: gate and up are interleaved, as kernels of the tiled layout want them that compute
+    silu(gate) * up at once.
     """
 
+    layout: str
     kind: str
     stock_shape: tuple[int, ...]
-    silu: bool
+    silu: bool = False
 
     def __call__(self, stock: np.ndarray) -> np.ndarray:
-        """From the stock layout to the tiled one."""
+        if self.layout == BLOCKED:
+            return _BLOCK[self.kind](stock)
         return _TILE[self.kind](stock, self.silu)
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """The parameter is the array `kind` of a table that is rounded (`rounded_table`)."""
+
+    table: Table
+    kind: str
+    scale_dtype: str
 
 
 @dataclass(frozen=True)
@@ -41,7 +56,8 @@ class Parameter:
     """One parameter of the library: `sources` of the checkpoint, concatenated along `axis`.
 
     dtype, shape: of the result. constant: the value of every element when `sources` is empty.
-    tiling: how the concatenated array is brought into the tiled layout, None if it is not.
+    relayout: how the concatenated array is brought into another layout, None if it is not.
+    rounding: what part of the only source, rounded, it is; None for a parameter that is not.
     """
 
     name: str
@@ -50,7 +66,8 @@ class Parameter:
     sources: tuple[str, ...]
     axis: int = 0
     constant: int | None = None
-    tiling: Tiling | None = None
+    relayout: Relayout | None = None
+    rounding: Rounding | None = None
 
     @property
     def stored_dtype(self) -> str:
@@ -71,11 +88,13 @@ def plan_parameters(
     the config says, or is not part of this architecture.
     """
     family = find_family(config)
-    if f"{family.head}.qweight" in reader:
+    own_head = has_own_head(config, reader)
+    if own_head and (quantization.tables.head is None or quantization.tables.head.bits != 4):
         raise UserError.one(
-            "the output head is quantized, and compiled models compute with a plain one",
+            "the output head is quantized, and what is built would compute with another one",
             f"{reader.folder}: {family.head}",
-            "quantize the model again, without --quantize-head",
+            "build with --target cpu and without --head, or quantize the model again, without "
+            "--quantize-head",
         )
     quantized = quantized_linears(config)
     shapes, biases = linear_shapes(config), linear_biases(config)
@@ -93,12 +112,24 @@ def plan_parameters(
         shape = (rows, *shapes_of_parts[0][1:])
         plan.append(Parameter(name, quantization.dtype, shape, tuple(parts)))
 
-    def awq(name: str, parts: list[str], sizes: list[tuple[int, int]]) -> None:
+    def table(name: str, spec: Table | None) -> None:
+        source = f"{name}.weight"
+        if spec is None:
+            dense(source, [source], [expected[source]])
+            return
+        wanted[source] = (expected[source], _FLOATS)
+        scales = quantization.dtype
+        rows, width = expected[source]
+        for kind, (shape, dtype) in spec.parameters(rows, width, scales).items():
+            rounding = Rounding(spec, kind, scales)
+            plan.append(Parameter(f"{name}.{kind}", dtype, shape, (source,), rounding=rounding))
+
+    def awq(name: str, parts: list[str], sizes: list[tuple[int, int]], layout: str) -> None:
         assert quantization.group_size is not None
         shape = LinearShape(sizes[0][0], sum(out for _, out in sizes), quantization.group_size)
-        tiled = shape.parameters(TILED) if quantization.weight_layout == TILED else None
+        arrays = shape.parameters(layout)
         symmetric = config.quantization is not None and not config.quantization.zero_point
-        silu = name.endswith(family.gate_up)
+        silu = layout == TILED and name.endswith(family.gate_up)
         for kind, (stock, dtype) in shape.parameters(AUTOAWQ).items():
             sources = tuple(f"{part}.{kind}" for part in parts)
             constant = None
@@ -111,17 +142,16 @@ def plan_parameters(
                 Parameter(
                     f"{name}.{kind}",
                     quantization.dtype if kind == "scales" else dtype,
-                    stock if tiled is None else tiled[kind][0],
+                    arrays[kind][0],
                     sources,
                     1,
                     constant,
-                    None if tiled is None else Tiling(kind, stock, silu),
+                    None if layout == AUTOAWQ else Relayout(layout, kind, stock, silu),
                 )
             )
 
     expected = expected_tensors(config)
-    embedding = f"{family.embedding}.weight"
-    dense(embedding, [embedding], [expected[embedding]])
+    table(family.embedding, quantization.tables.embedding)
     for i in range(config.num_hidden_layers):
         block = family.block.format(i)
         for norm in family.norms[:1]:
@@ -130,7 +160,7 @@ def plan_parameters(
             full = [f"{block}.{part}" for part in parts]
             sizes = [shapes[part] for part in parts]
             if f"{block}.{name}" in quantized:
-                awq(f"{block}.{name}", full, sizes)
+                awq(f"{block}.{name}", full, sizes, quantization.weight_layout or AUTOAWQ)
             else:
                 dense(
                     f"{block}.{name}.weight",
@@ -151,11 +181,18 @@ def plan_parameters(
             dense(f"{block}.{norm}.weight", [f"{block}.{norm}.weight"], [(config.hidden_size,)])
     final = f"{family.final_norm}.weight"
     dense(final, [final], [(config.hidden_size,)])
-    head = f"{family.head}.weight"
-    if not config.tie_word_embeddings:
-        dense(head, [head], [expected[head]])
-    _check(reader, wanted, ignored={head} if config.tie_word_embeddings else set())
+    head = family.head
+    if own_head:
+        awq(head, [head], [(config.hidden_size, config.vocab_size)], BLOCKED)
+    elif not config.tie_word_embeddings:
+        table(head, quantization.tables.head)
+    _check(reader, wanted, ignored={f"{head}.weight"} if config.tie_word_embeddings else set())
     return plan
+
+
+def has_own_head(config: ModelConfig, reader: TensorReader) -> bool:
+    """Whether the checkpoint's output head is quantized already."""
+    return f"{find_family(config).head}.qweight" in reader
 
 
 def _check(

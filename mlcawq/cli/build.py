@@ -42,7 +42,17 @@ Quantization = Annotated[
         "without float16.  [default: what the checkpoint is]",
     ),
 ]
-_LAYOUT_HELP = "How 4-bit weights lie: autoawq (stock, runs on every target) or n16k64 (GPUs)."
+_LAYOUT_HELP = (
+    "How 4-bit weights lie: autoawq (stock, runs on every target), n16k64 (GPUs) or n16k8 (CPUs)."
+)
+Head = Annotated[
+    str | None,
+    typer.Option(
+        "--head",
+        help="How the output head is stored, and the embedding with it: float16, or for CPUs int8 "
+        "or int4.  [default: int8 beside weights in n16k8, else float16]",
+    ),
+]
 ConvTemplate = Annotated[
     str | None,
     typer.Option(
@@ -97,6 +107,7 @@ def build(
     target: Target = "cpu",
     quantization: Quantization = None,
     weight_layout: BuildLayout = None,
+    head: Head = None,
     conv_template: ConvTemplate = None,
     context_window_size: Context = None,
     prefill_chunk_size: Chunk = None,
@@ -142,6 +153,7 @@ def build(
         target=target,
         quantization=quantization,
         weight_layout=weight_layout,
+        head=head,
         conv_template=conv_template,
         context_window_size=context_window_size,
         prefill_chunk_size=prefill_chunk_size,
@@ -176,6 +188,7 @@ def gen_config(
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")],
     quantization: Quantization = None,
     weight_layout: ConfigLayout = None,
+    head: Head = None,
     conv_template: ConvTemplate = None,
     context_window_size: Context = None,
     prefill_chunk_size: Chunk = None,
@@ -197,6 +210,7 @@ def gen_config(
     request = BuildRequest(
         quantization=quantization,
         weight_layout=weight_layout,
+        head=head,
         conv_template=conv_template,
         context_window_size=context_window_size,
         prefill_chunk_size=prefill_chunk_size,
@@ -227,6 +241,7 @@ def convert_weight(
     out: Annotated[Path, typer.Option("-o", "--output", help="Folder to write into.")],
     quantization: Quantization = None,
     weight_layout: ConvertLayout = None,
+    head: Head = None,
     trust_pickle: TrustPickle = False,
     revision: Revision = None,
     via: Via = None,
@@ -249,7 +264,7 @@ def convert_weight(
         from mlcawq.build.via_mlc import steps
 
         extra = via_mlc.step_arguments("convert_weight", arguments)
-        request = BuildRequest(quantization=quantization, weight_layout=weight_layout)
+        request = BuildRequest(quantization=quantization, weight_layout=weight_layout, head=head)
         step = steps.convert_weight(folder, out, options.request(request, extra))
         via_mlc.run_step(step, dry_run=dry_run, json_output=json_output)
         return
@@ -259,6 +274,7 @@ def convert_weight(
             out,
             quantization,
             weight_layout=weight_layout,
+            head=head,
             progress=progress.reporter().weights,
         )
     if json_output:
@@ -384,7 +400,8 @@ def _summary(result: BuildResult) -> list[str]:
         f"model      {result.parameters / 1e6:.1f} M parameters, {result.quantization}, "
         f"{result.bits_per_parameter:.2f} bits a parameter",
         f"weights    {_size(result.weight_bytes)}"
-        + (f", layout {result.weight_layout}" if result.weight_layout else ""),
+        + (f", layout {result.weight_layout}" if result.weight_layout else "")
+        + (f", {_tables(result)}" if result.tables.names() else ""),
         f"library    {result.library}, {_size(result.library_bytes)}; context "
         f"{sizes.context_window_size}, prefill chunk {sizes.prefill_chunk_size}, "
         f"batch {sizes.max_batch_size}",
@@ -408,11 +425,28 @@ def _summary(result: BuildResult) -> list[str]:
             f"verified   {layers} against PyTorch: relative error of the logits at most "
             f"{verification.worst:.1e} (limit {verification.limit:g})"
         )
+        lines += _rounding(result)
     if result.via:
         lines.insert(1, f"through    {result.via}")
     if result.library in _CHATTING:
         lines.append(f"next       mlcawq chat {result.folder}")
     return lines
+
+
+def _rounding(result: BuildResult) -> list[str]:
+    """What head and embedding are stored as, and what that was seen to cost."""
+    verification = result.verification
+    loss = verification.rounding if verification is not None else None
+    if loss is None:
+        return []
+    line = f"rounded    {_tables(result)}: the logits change by {loss.relative_error:.1e}"
+    if loss.kl is not None:
+        line += f", KL divergence {1000 * loss.kl:.2g} millinats a token over {loss.tokens}"
+    return [line]
+
+
+def _tables(result: BuildResult) -> str:
+    return ", ".join(f"{key} {name}" for key, name in result.tables.names().items())
 
 
 def _size(count: int) -> str:

@@ -3,8 +3,8 @@
 mlc-chat-config.json says how the model is driven, tensor-cache.json what weights there are, and
 the library's `_metadata` what the compiled code expects. Where they disagree the model would
 compute something else, silently; so every disagreement is an error here. The rules hold for
-folders by mlc_llm as well, which write no "weight_layout" (it is "autoawq" then) and no
-"architecture" into the metadata.
+folders by mlc_llm as well, which write no "weight_layout" (it is "autoawq" then), no "head" and
+"embedding" (they are not quantized then) and no "architecture" into the metadata.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ CONFIG = "mlc-chat-config.json"
 TENSOR_CACHE = ("tensor-cache.json", "ndarray-cache.json")  # the second is mlc_llm's old name
 TOKENIZER = "tokenizer.json"
 DEFAULT_LAYOUT = "autoawq"
+UNQUANTIZED = "plain"  # a head or an embedding of which nothing is said
 
 # Devices in order of preference, and the names that targets have in file names of libraries.
 DEVICES = ("cuda", "rocm", "metal", "vulkan", "opencl", "cpu")
@@ -115,6 +116,10 @@ def check_library(built: BuiltFolder, metadata: Mapping[str, Any], library: Path
     if layouts[0] != layouts[1]:
         fix = "convert the weights and compile with the same options"
         differ("weight_layout", layouts[0], layouts[1], fix)
+    for key in ("head", "embedding"):
+        ours, theirs = (m.get(key) or UNQUANTIZED for m in (config, metadata))
+        if ours != theirs:
+            differ(key, ours, theirs, recompile)
     window = metadata.get("sliding_window_size") or -1
     if window > 0:
         problems.append(

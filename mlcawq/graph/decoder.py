@@ -15,6 +15,7 @@ from mlcawq.graph.modules import (
     RMSNorm,
     RowPicker,
 )
+from mlcawq.graph.packed_tables import PackedEmbedding, PackedHead
 from mlcawq.graph.settings import Quantization, quantized_linears
 from tir_kernels.dispatch import kernels_for
 from tir_kernels.layouts import TILED
@@ -38,6 +39,26 @@ class _Builder:
         if self.is_quantized(name):
             return AWQLinear(self.target, K, N, self.quantization, bias, silu)
         return DenseLinear(self.target, K, N, bias, self.dtype)
+
+    def embedding(self) -> Embedding | PackedEmbedding:
+        config, table = self.config, self.quantization.tables.embedding
+        sizes = (config.vocab_size, config.hidden_size, self.dtype)
+        if table is None:
+            return Embedding(self.target, *sizes)
+        return PackedEmbedding(self.target, table, *sizes)
+
+    def head(self, tied: Embedding | PackedEmbedding | None) -> DenseLinear | PackedHead:
+        """tied: the embedding, where the head is the same table."""
+        config, table = self.config, self.quantization.tables.head
+        hidden, vocabulary = config.hidden_size, config.vocab_size
+        if table is None:
+            assert not isinstance(tied, PackedEmbedding)  # tied tables are stored alike
+            weight = None if tied is None else tied.weight
+            return DenseLinear(
+                self.target, hidden, vocabulary, False, self.dtype, "float32", weight
+            )
+        assert not isinstance(tied, Embedding)
+        return PackedHead(self.target, table, vocabulary, hidden, self.dtype, tied)
 
     def norm(self) -> RMSNorm:
         config = self.config
@@ -124,9 +145,7 @@ class Model(nn.Module):
 
     def __init__(self, build: _Builder) -> None:
         config = build.config
-        self.embed_tokens = Embedding(
-            build.target, config.vocab_size, config.hidden_size, build.dtype
-        )
+        self.embed_tokens = build.embedding()
         self.layers = nn.ModuleList(
             [Layer(build, f"model.layers.{i}") for i in range(config.num_hidden_layers)]
         )
@@ -160,17 +179,11 @@ class CausalLM(nn.Module):
         self.model = Model(build)
         self.take = RowPicker(target, config.hidden_size, quantization.dtype)
         if config.tie_word_embeddings:
-            tied = self.model.embed_tokens.weight
-            # Not a submodule, so that the parameter is exported once, under the embedding's name.
-            self._head = [self._make_head(target, tied)]
+            # Not a submodule, so that parameters are exported once, under the embedding's name.
+            self._head = [build.head(self.model.embed_tokens)]
         else:
-            self.lm_head = self._make_head(target, None)
+            self.lm_head = build.head(None)
             self._head = [self.lm_head]
-
-    def _make_head(self, target: Target, weight: nn.Parameter | None) -> DenseLinear:
-        return DenseLinear(
-            target, self.hidden_size, self.vocab_size, False, self.dtype, "float32", weight
-        )
 
     def _hidden(self, embeds: nn.Tensor, cache: PagedKVCache) -> nn.Tensor:
         b, s, hidden = embeds.shape

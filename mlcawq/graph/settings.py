@@ -8,7 +8,8 @@ from mlcawq.checkpoint.config import ModelConfig
 from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.families import find_family
 from mlcawq.graph.rope import context_limit
-from tir_kernels.layouts import AUTOAWQ, LAYOUTS, TILED
+from mlcawq.graph.tables import PLAIN, Tables
+from tir_kernels.layouts import AUTOAWQ, BLOCKED, LAYOUTS, TILED
 
 PAGE_SIZE = 16  # tokens in a page of the KV cache; the kernels are compiled for it
 WORDS = "uint32"  # the type of packed weights in folders and libraries, mlc_llm's; kernels: int32
@@ -28,13 +29,15 @@ TARGET_KINDS = ("cpu", "cuda", "vulkan")
 class Quantization:
     """name: MLC's. group_size: None where weights are not quantized. dtype: of activations,
     unquantized parameters, scales and the KV cache. weight_layout: of the quantized weights that
-    kernels of this library expect (`tir_kernels.layouts`), None where there are none.
+    kernels of this library expect (`tir_kernels.layouts`), None where there are none. tables: how
+    the output head and the embedding are stored.
     """
 
     name: str
     dtype: str
     group_size: int | None
     weight_layout: str | None = None
+    tables: Tables = PLAIN
 
 
 def awq_names(group_size: int) -> tuple[str, ...]:
@@ -44,7 +47,7 @@ def awq_names(group_size: int) -> tuple[str, ...]:
 
 def default_layout(target_kind: str) -> str:
     """The layout of quantized weights that a target's kernels are fastest with."""
-    return AUTOAWQ if target_kind == "cpu" else TILED
+    return BLOCKED if target_kind == "cpu" else TILED
 
 
 def check_layout(layout: str | None, target_kind: str | None = None) -> None:
@@ -53,11 +56,15 @@ def check_layout(layout: str | None, target_kind: str | None = None) -> None:
         raise UserError.one(
             f"weight layout {layout!r} is not known", fix=f"use one of {', '.join(LAYOUTS)}"
         )
-    if layout == TILED and target_kind == "cpu":
+    if (layout == TILED and target_kind == "cpu") or (
+        layout == BLOCKED and target_kind not in (None, "cpu")
+    ):
+        others = "GPUs" if layout == TILED else "CPUs"
         raise UserError.one(
-            f"the CPU has no kernels for weights in the layout {TILED}, which is for GPUs",
+            f"there are no kernels for {target_kind} and weights in the layout {layout}, which is "
+            f"for {others}",
             fix=f"convert the weights with --weight-layout {AUTOAWQ} (every target runs it), or "
-            "build a folder of its own with --target cpu",
+            f"build a folder of its own with --target {target_kind}",
         )
 
 
@@ -70,22 +77,27 @@ def check_dtype(quantization: Quantization, target_kind: str) -> None:
         )
 
 
-def quantization_named(name: str, weight_layout: str | None = None) -> Quantization:
+def quantization_named(
+    name: str, weight_layout: str | None = None, tables: Tables = PLAIN
+) -> Quantization:
     """weight_layout: of AWQ names, by default the stock one. Raises UserError that lists the known
     names.
     """
     if name in _DENSE:
-        return Quantization(name, _DENSE[name], None)
+        return Quantization(name, _DENSE[name], None, None, tables)
     if name not in _AWQ:
         raise UserError.one(
             f"quantization {name!r} is not known", fix=f"use one of {', '.join(QUANTIZATIONS)}"
         )
     check_layout(weight_layout)
-    return Quantization(name, *_AWQ[name], weight_layout or AUTOAWQ)
+    return Quantization(name, *_AWQ[name], weight_layout or AUTOAWQ, tables)
 
 
 def infer_quantization(
-    config: ModelConfig, requested: str | None = None, weight_layout: str | None = None
+    config: ModelConfig,
+    requested: str | None = None,
+    weight_layout: str | None = None,
+    tables: Tables = PLAIN,
 ) -> Quantization:
     """The quantization that a checkpoint's weights already have; `requested` must agree with it.
 
@@ -101,8 +113,8 @@ def infer_quantization(
         possible = awq_names(awq.group_size)
         found = possible[0]
     if requested is None or requested == found:
-        return quantization_named(found, weight_layout)
-    wanted = quantization_named(requested, weight_layout)
+        return quantization_named(found, weight_layout, tables)
+    wanted = quantization_named(requested, weight_layout, tables)
     if requested not in possible:
         kind = f"AWQ with group size {awq.group_size}" if awq else "not quantized"
         raise UserError.one(

@@ -67,6 +67,8 @@ _SHOWN = (
     "model_type",
     "quantization",
     "weight_layout",
+    "head",
+    "embedding",
     "target",
     "context_window_size",
     "prefill_chunk_size",

@@ -49,7 +49,7 @@ def test_a_request_must_agree(config: ModelConfig) -> None:
 
 
 def test_layouts(config: ModelConfig) -> None:
-    assert [default_layout(kind) for kind in TARGET_KINDS] == ["autoawq", "n16k64", "n16k64"]
+    assert [default_layout(kind) for kind in TARGET_KINDS] == ["n16k8", "n16k64", "n16k64"]
     assert infer_quantization(with_awq(config)).weight_layout == "autoawq"
     assert infer_quantization(with_awq(config), weight_layout="n16k64").weight_layout == "n16k64"
     assert infer_quantization(config, weight_layout="n16k64").weight_layout is None
@@ -58,6 +58,9 @@ def test_layouts(config: ModelConfig) -> None:
     for kind in ("cuda", "vulkan"):
         check_layout("n16k64", kind)
         check_layout("autoawq", kind)
+        with pytest.raises(UserError, match=rf"(?s)for CPUs.*autoawq.*--target {kind}"):
+            check_layout("n16k8", kind)
+    check_layout("n16k8", "cpu")
     with pytest.raises(UserError, match=r"--weight-layout autoawq.*--target cpu"):
         check_layout("n16k64", "cpu")
 

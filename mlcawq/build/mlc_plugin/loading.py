@@ -19,7 +19,7 @@ from mlcawq.build.mlc_plugin.mapping import PARTS, AwqMapping
 from mlcawq.build.mlc_plugin.quantization import AwqQuantization, quantize_linears
 from mlcawq.build.mlc_plugin.rows import Fuse, by_expert, fuse_columns, fuse_words
 from mlcawq.build.mlc_plugin.tensor_loader import awq_loader
-from mlcawq.build.weight_plan import Tiling
+from mlcawq.build.weight_plan import Relayout
 from mlcawq.errors import Problem, UserError, raise_all
 from tir_kernels.layouts import AUTOAWQ, SYMMETRIC_ZEROS, ExpertsShape, LinearShape
 
@@ -73,7 +73,7 @@ class _Family:
                 dense.map_func[f"{linear}.weight"],
                 linears[linear],
                 str(parameter.dtype),
-                quantization.tiling(linear, part, linears[linear], model_config),
+                quantization.relayout(linear, part, linears[linear], model_config),
             )
             names = [f"{source.removesuffix('.weight')}.{part}" for source in sources]
             mapping.add_mapping(name, names, function)
@@ -126,13 +126,13 @@ class _Fused:
     """
 
     def __init__(
-        self, part: str, fuse: Fuse, shape: LinearShape, dtype: str, tiling: Tiling | None
+        self, part: str, fuse: Fuse, shape: LinearShape, dtype: str, relayout: Relayout | None
     ) -> None:
         self.part = part
         self.fuse = fuse
         self.shape = shape
         self.dtype = dtype
-        self.tiling = tiling
+        self.relayout = relayout
 
     def __call__(self, *arrays: np.ndarray) -> np.ndarray:
         if self.part == "scales":
@@ -144,5 +144,5 @@ class _Fused:
             fused = np.full(stock, SYMMETRIC_ZEROS, np.int32)
         if arrays and isinstance(self.shape, ExpertsShape):
             fused = by_expert(fused, self.shape.experts)
-        tiled = fused if self.tiling is None else self.tiling(fused)
+        tiled = fused if self.relayout is None else self.relayout(fused)
         return tiled.view(self.dtype)

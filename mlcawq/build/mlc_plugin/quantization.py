@@ -15,10 +15,10 @@ from tvm.relax.frontend import nn
 
 from mlcawq.build.mlc_plugin.experts import AwqExperts
 from mlcawq.build.mlc_plugin.linear import AwqLinear
-from mlcawq.build.weight_plan import Tiling
+from mlcawq.build.weight_plan import Relayout
 from mlcawq.errors import Problem, raise_all
 from mlcawq.graph.settings import QUANTIZATIONS, quantization_named
-from tir_kernels.layouts import AUTOAWQ, ExpertsShape, LinearShape
+from tir_kernels.layouts import AUTOAWQ, TILED, ExpertsShape, LinearShape
 
 Wanted = Callable[[str], bool]
 
@@ -51,9 +51,9 @@ class AwqQuantization(AWQQuantize):
         """
         return quantize_linears(model, self, wanted, name_prefix)[0]
 
-    def tiling(
+    def relayout(
         self, linear: str, part: str, shape: LinearShape, model_config: Any
-    ) -> Tiling | None:
+    ) -> Relayout | None:
         """How array `part` of a linear gets from the stock layout into `weight_layout`.
 
         Experts stay in the stock layout, the only one that their kernels read.
@@ -61,7 +61,7 @@ class AwqQuantization(AWQQuantize):
         if self.weight_layout == AUTOAWQ or isinstance(shape, ExpertsShape):
             return None
         stock, _ = shape.parameters(AUTOAWQ)[part]
-        return Tiling(part, stock, interleaved(linear, model_config))
+        return Relayout(TILED, part, stock, interleaved(linear, model_config))
 
 
 def interleaved(linear: str, model_config: Any) -> bool:

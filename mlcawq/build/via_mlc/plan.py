@@ -29,7 +29,7 @@ from mlcawq.graph.settings import (
     compile_settings,
     default_layout,
 )
-from tir_kernels.layouts import AUTOAWQ
+from tir_kernels.layouts import AUTOAWQ, BLOCKED
 
 _BATCH = 4  # sequences decoded at once, as in a native build
 
@@ -179,6 +179,12 @@ def layout_of(
 ) -> str | None:
     """The layout of AWQ weights: what is asked for, or what the target's kernels like best."""
     wanted = asked.weight_layout
+    if asked.head not in (None, "float16"):
+        raise UserError.one(
+            f"mlc_llm computes with a plain output head, and {asked.head} was asked for",
+            "--head",
+            "leave it out, or build without --via mlc-llm",
+        )
     if wanted is not None and (checkpoint.awq is None or (not plugin and wanted != AUTOAWQ)):
         what = (
             "the weights are not packed by AWQ"
@@ -190,9 +196,21 @@ def layout_of(
         return None
     kind = target.kind if target is not None else ""
     if wanted is None and plugin and kind:
-        wanted = default_layout(kind)
+        # In mlc_llm's graphs the CPU's linears read the stock layout.
+        wanted = AUTOAWQ if kind == "cpu" else default_layout(kind)
     check_layout(wanted, kind or None)
+    check_mlc_layout(wanted)
     return wanted or AUTOAWQ
+
+
+def check_mlc_layout(layout: str | None) -> None:
+    """Raises UserError for a layout that our kernels in mlc_llm's compiler do not read."""
+    if layout == BLOCKED:
+        raise UserError.one(
+            f"weights in the layout {BLOCKED} are for libraries that mlcawq compiles itself",
+            "weight_layout",
+            f"use --weight-layout {AUTOAWQ}, or build without --via mlc-llm",
+        )
 
 
 def sizes_of(checkpoint: MlcCheckpoint, asked: BuildRequest) -> dict[str, int | None]:

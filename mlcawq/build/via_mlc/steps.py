@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from mlcawq.build.chat_config import CONFIG_NAME, config_path, planned_layout
+from mlcawq.build.chat_config import CONFIG_NAME, config_path, planned_layout, planned_tables
 from mlcawq.build.checks import Collector, disk_problems
 from mlcawq.build.pipeline import Reporter
 from mlcawq.build.via_mlc import checkpoint as checkpoints
@@ -22,7 +22,14 @@ from mlcawq.build.via_mlc.checkpoint import MlcCheckpoint
 from mlcawq.build.via_mlc.commands import Program
 from mlcawq.build.via_mlc.interpreter import find_mlc
 from mlcawq.build.via_mlc.pipeline import TENSOR_CACHES, require_result, without_litter
-from mlcawq.build.via_mlc.plan import MlcRequest, layout_of, notes, sizes_of, window_arguments
+from mlcawq.build.via_mlc.plan import (
+    MlcRequest,
+    check_mlc_layout,
+    layout_of,
+    notes,
+    sizes_of,
+    window_arguments,
+)
 from mlcawq.build.via_mlc.run import run_step
 from mlcawq.build.via_mlc.template import MlcTemplate, choose_template
 from mlcawq.checkpoint.config import load_json
@@ -201,6 +208,7 @@ def compile_(model: Path, library: Path | None, request: MlcRequest) -> Step:
         layout = collect(lambda: load_json(config).get("weight_layout"))
         collect(lambda: check_layout(layout, target.kind or None))
         collect(lambda: _check_stock_layout(layout, plugin=request.plugin))
+        collect(lambda: _check_plain_head(config.parent))
     raise_all(problems)
     assert config is not None
     assert interpreter is not None
@@ -247,6 +255,7 @@ def _opened(
 
 
 def _check_stock_layout(layout: str | None, *, plugin: bool) -> None:
+    check_mlc_layout(layout)
     if not plugin and layout not in (None, AUTOAWQ):
         raise UserError.one(
             f"the folder's weights are planned in the layout {layout}, which mlc_llm of itself "
@@ -256,7 +265,19 @@ def _check_stock_layout(layout: str | None, *, plugin: bool) -> None:
         )
 
 
+def _check_plain_head(folder: Path) -> None:
+    tables = planned_tables(folder)
+    if tables is not None and tables.names():
+        raise UserError.one(
+            f"the folder's output head is planned as {', '.join(tables.names().values())}, and "
+            "mlc_llm computes with a plain one",
+            str(folder),
+            "build without --via mlc-llm, or with --head float16",
+        )
+
+
 def _check_out(checkpoint: Path, out: Path) -> None:
+    _check_plain_head(out)
     check_folder(out)
     if out.resolve() == checkpoint.resolve():
         raise UserError.one("the output is the checkpoint", str(out), "choose another -o")
