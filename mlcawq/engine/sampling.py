@@ -19,6 +19,7 @@ A request's draws depend on its seed and its logits, never on what else is in th
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -28,6 +29,9 @@ import numpy as np
 from mlcawq.errors import Problem, UserError, raise_all
 
 _BLOCK = 512  # tokens whose weights are summed before one of them is drawn
+_SORTED = 2048  # weights that are sorted rather than parted
+_NOTHING = np.empty(0)
+_of_thread = threading.local()
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,11 @@ class SamplerState:
             self._seen[np.asarray(prompt_ids, np.int64)] = True
             self._counts = np.zeros(vocab_size, np.int32)
 
+    @property
+    def penalizes(self) -> bool:
+        """Whether `penalize` changes anything."""
+        return self._seen is not None or bool(self._bias_ids.size)
+
     def record(self, token: int) -> None:
         """Count a token of the answer."""
         if self._seen is not None and self._counts is not None:
@@ -181,7 +190,7 @@ def sample(logits: np.ndarray, states: Sequence[SamplerState], active_vocab: int
     tokenizer cannot print, and are never chosen. Raises UserError when the model computed
     logits that are no numbers.
     """
-    rows = np.array(logits[:, :active_vocab], np.float32)
+    rows = logits[:, :active_vocab]
     tops = rows.max(axis=1)
     if not np.isfinite(tops).all():  # NaN and +inf show up in the maximum, as does all -inf
         raise UserError.one(
@@ -189,14 +198,15 @@ def sample(logits: np.ndarray, states: Sequence[SamplerState], active_vocab: int
             fix="build the model again with --verify; when that passes, an activation has "
             "overflowed float16: build the checkpoint unquantized as q0f32 to compare",
         )
+    tokens = []
     for row, state in zip(rows, states, strict=True):
-        state.penalize(row)
-    tokens = rows.argmax(axis=1)
-    for i, state in enumerate(states):
-        if state.params.temperature > 0:
-            tokens[i] = _draw(rows[i], state)
-        state.record(int(tokens[i]))
-    return [int(token) for token in tokens]
+        if state.penalizes:
+            row = row.copy()
+            state.penalize(row)
+        token = _draw(row, state) if state.params.temperature > 0 else int(row.argmax())
+        state.record(token)
+        tokens.append(token)
+    return tokens
 
 
 def candidates(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, np.ndarray]:
@@ -211,11 +221,11 @@ def candidates(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray, 
 
 def _weighed(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray | None, np.ndarray]:
     """As `candidates`, but the probabilities are not normalised, and ids are None for all tokens:
-    passes over a whole vocabulary are what sampling costs.
+    passes over a whole vocabulary are what sampling costs. The weights may be those of `_scratch`.
     """
     ids = None
     # float64, and the maximum first: a tiny temperature must overflow nothing.
-    weights = np.subtract(logits, logits.max(), dtype=np.float64)
+    weights = np.subtract(logits, logits.max(), out=_scratch(logits.size), dtype=np.float64)
     if 0 < params.top_k < logits.size:
         kth = np.partition(logits, -params.top_k)[-params.top_k]
         ids = np.flatnonzero(logits >= kth)
@@ -231,6 +241,16 @@ def _weighed(logits: np.ndarray, params: SamplingParams) -> tuple[np.ndarray | N
     return ids, weights
 
 
+def _scratch(size: int) -> np.ndarray:
+    """float64 [size], the same ones in a thread for one size: a new megabyte for every token would
+    be mapped and cleared by the system every time.
+    """
+    if getattr(_of_thread, "scratch", _NOTHING).size != size:
+        _of_thread.scratch = np.empty(size)
+    scratch: np.ndarray = _of_thread.scratch
+    return scratch
+
+
 def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
     """Ascending indices of the smallest set of heaviest tokens whose share reaches top_p; among
     equally heavy ones the first.
@@ -240,17 +260,34 @@ def _nucleus(weights: np.ndarray, top_p: float) -> np.ndarray:
     # others, which are few, so that only few need to be sorted.
     likely = np.flatnonzero(weights >= (1.0 - top_p) / weights.size * total)
     heavy = weights[likely]
-    order = np.sort(heavy)[::-1]  # of values: sorting indices by them takes ten times as long
     # The tolerance keeps a sum that is top_p but for rounding from taking one token more.
-    count = int(np.searchsorted(np.cumsum(order), (top_p - 1e-12) * total)) + 1
-    if count >= heavy.size:
-        return likely
-    least = order[count - 1]
+    count, least = _heaviest(heavy, (top_p - 1e-12) * total)
     kept = heavy >= least
     surplus = int(np.count_nonzero(kept)) - count
     if surplus:  # of tokens that weigh as much as the lightest one kept
         kept[np.flatnonzero(heavy == least)[-surplus:]] = False
     return likely[kept]
+
+
+def _heaviest(weights: np.ndarray, share: float) -> tuple[int, float]:
+    """How many of the heaviest weigh `share` together, all of them where they never do, and the
+    lightest of those: a quickselect by weight, since sorting all would take far longer.
+    """
+    count, rest = 0, weights
+    while rest.size > _SORTED:
+        middle = rest.size // 2
+        rest = np.partition(rest, middle)
+        upper = rest[middle:]
+        weight = float(upper.sum())
+        if weight < share:
+            share -= weight
+            count += upper.size
+            rest = rest[:middle]
+        else:
+            rest = upper
+    order = np.sort(rest)[::-1]
+    last = min(int(np.searchsorted(np.cumsum(order), share)), order.size - 1)
+    return count + last + 1, float(order[last])
 
 
 def _draw(logits: np.ndarray, state: SamplerState) -> int:
