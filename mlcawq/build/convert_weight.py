@@ -32,6 +32,7 @@ from mlcawq.graph.settings import infer_quantization
 from tir_kernels.layouts import BLOCKED
 
 SHARD_BYTES = 32 * 2**20
+ALIGNMENT = 64  # bytes, that compiled kernels assume of every tensor
 CACHE = "tensor-cache.json"
 
 Progress = Callable[[str, int, int], None]  # parameter's name, bytes done, bytes in all
@@ -184,7 +185,9 @@ class _ShardWriter:
 
     The bounds are those of TVM's `dump_tensor_cache`, so that mlc_llm's files and ours are the
     same: a file stays below SHARD_BYTES, and a parameter of half of it or more that would not fit
-    is written at once, while smaller ones go on to collect.
+    is written at once, while smaller ones go on to collect. What differs are zeros behind
+    parameters of odd sizes: each begins at a multiple of ALIGNMENT, so that the engine can use
+    files as they are mapped.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -213,7 +216,7 @@ class _ShardWriter:
             self._write_pending()
         record["byteOffset"] = self.pending_bytes
         self.pending.append((record, array))
-        self.pending_bytes += array.nbytes
+        self.pending_bytes += array.nbytes + -array.nbytes % ALIGNMENT
 
     def close(self) -> list[dict[str, Any]]:
         self._write_pending()
@@ -226,7 +229,8 @@ class _ShardWriter:
 
     def _write(self, entries: list[tuple[dict[str, Any], np.ndarray]]) -> None:
         path = self.folder / f"params_shard_{len(self.shards)}.bin"
-        data = b"".join(array.tobytes() for _, array in entries)
+        parts = (array.tobytes() + bytes(-array.nbytes % ALIGNMENT) for _, array in entries)
+        data = b"".join(parts)
         write_file(path, data)
         self.shards.append(
             {

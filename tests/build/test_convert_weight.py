@@ -191,6 +191,19 @@ def test_shards_are_those_of_tvm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert caches[0]["records"] == caches[1]["records"]
 
 
+def test_every_parameter_begins_where_kernels_may_read_it(tmp_path: Path) -> None:
+    folder = make_tiny_model(tmp_path / "model", hidden=48, intermediate=80)
+    convert_weight(folder, tmp_path / "out")
+    cache = json.loads((tmp_path / "out" / "tensor-cache.json").read_text())
+    records = [record for shard in cache["records"] for record in shard["records"]]
+    assert any(record["nbytes"] % 64 for record in records)
+    assert all(record["byteOffset"] % 64 == 0 for record in records)
+    assert cache["metadata"]["ParamBytes"] == sum(record["nbytes"] for record in records)
+    stored = read_parameters(tmp_path / "out")
+    source = load_file(folder / "model.safetensors")
+    np.testing.assert_array_equal(stored["model.norm.weight"], source["model.norm.weight"].numpy())
+
+
 def test_other_files_stay_and_old_shards_go(tmp_path: Path) -> None:
     folder = make_tiny_model(tmp_path / "model")
     out = tmp_path / "out"
