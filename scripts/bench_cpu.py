@@ -124,6 +124,7 @@ def _chosen(
                 f"{shape.name}-{key}-{threads}-threads",
                 [described, threads, asked.prompt, sorted(asked.contexts)],
                 lambda group=group: bench.fastest(group, threads),
+                again=asked.try_again,
             )
             group = [contender for contender in group if contender.name in names]
         found += group
@@ -162,6 +163,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--repeats", type=int, default=5, help="runs of each, of which the median")
     parser.add_argument("--startups", type=int, default=5, help="processes started; 0: none")
     parser.add_argument("--torch-compile", action="store_true", help="PyTorch by torch.compile too")
+    parser.add_argument(
+        "--try-again", action="store_true", help="which variants of a peer are the fastest"
+    )
     parser.add_argument("--llamacpp-python", type=Path, default=_LLAMACPP)
     parser.add_argument("--cache", type=Path, default=_CACHE, help="folder for what is built")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything there as JSON")

@@ -19,9 +19,12 @@ class EngineModel:
         from mlcawq.engine.runtime import ModelRuntime
 
         self._runtime = ModelRuntime(
-            read_folder(Path(folder)), "cpu", max_batch=1, max_total_tokens=capacity
+            read_folder(Path(folder)),
+            "cpu",
+            max_batch=1,
+            max_total_tokens=capacity,
+            threads=threads,
         )
-        self._threads = threads
         self._runtime.add_sequence(0)
 
     def forget(self, kept: int, dropped: int) -> None:
@@ -41,6 +44,7 @@ class EngineModel:
         return self._runtime.decode([0], [token])[0]
 
     def facts(self) -> dict[str, Any]:
-        keys = ("quantization", "weight_layout", "head", "kv_cache_dtype", "levels")
-        metadata = self._runtime.metadata
-        return {key: metadata[key] for key in keys if key in metadata}
+        metadata = {
+            k: v for k, v in self._runtime.metadata.items() if k not in ("params", "kv_cache")
+        }
+        return {"weights": self._runtime.weights, "metadata": metadata}

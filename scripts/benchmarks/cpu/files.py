@@ -78,12 +78,16 @@ class Files:
 
         return self._made(f"{shape.name}-{kind}", key, quantize) / "model.gguf"
 
-    def note(self, name: str, key: Iterable[Any], find: Callable[[], Any]) -> Any:
-        """Something small that is known once it has been found: JSON."""
+    def note(
+        self, name: str, key: Iterable[Any], find: Callable[[], Any], *, again: bool = False
+    ) -> Any:
+        """Something small that is known once it has been found: JSON. again: find it anew."""
 
         def write(folder: Path) -> None:
             (folder / "note.json").write_text(json.dumps(find()))
 
+        if again:
+            self._forget(name)
         return json.loads((self._made(name, list(key), write) / "note.json").read_text())
 
     def log(self, name: str) -> Path:
@@ -108,14 +112,17 @@ class Files:
             return folder
         self._say(f"preparing {name}")
         self._cache.mkdir(parents=True, exist_ok=True)
-        for old in self._cache.glob(f"{name}-" + "[0-9a-f]" * 12):
-            shutil.rmtree(old)
+        self._forget(name)
         partial = self._cache / f".{name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         make(partial)
         os.replace(partial, folder)
         return folder
+
+    def _forget(self, name: str) -> None:
+        for old in self._cache.glob(f"{name}-" + "[0-9a-f]" * 12):
+            shutil.rmtree(old)
 
 
 def _run(command: Sequence[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cpu.contenders import Contender
+from benchmarks.cpu.contenders import OURS, Contender
 from benchmarks.cpu.files import Files
 from benchmarks.cpu.processes import Onlookers, Worker, WorkerError
 
-PREFILL, START = "prefill", "first token"
+PREFILL, START, CHAT = "prefill", "first token", "mlcawq chat"
 _SETTLE = 0.05  # seconds for another contender's threads to stop spinning
 _PROMPT = 32  # tokens of the prompt that start-up is measured with
 _SLOW = 2.0  # seconds for a token, above which nothing more is asked
@@ -141,7 +142,9 @@ class Bench:
         return Worker(contender.python, contender.kind, options, self._files.log(contender.name))
 
     def start_up(self, part: Part) -> None:
-        """Seconds from starting a process to the first token after a short prompt."""
+        """Seconds from starting a process to the first token after a short prompt; of ours, also
+        what a user waits for `mlcawq chat` to print one token and end.
+        """
         for turn in range(self._plan.startups + 1):
             self._say(f"{part.model}, {part.threads} threads: start-up {turn}")
             for outcome in _rotated(part.outcomes, turn):
@@ -217,6 +220,8 @@ class Bench:
         with self.start(outcome.contender, part.threads) as worker:
             end = worker.ask("first", tokens=_PROMPT)
             _keep(outcome, START, turn, end - worker.started)
+        if outcome.contender.project == OURS:
+            _keep(outcome, CHAT, turn, chat_seconds(outcome.contender, part.threads))
 
     def _attempt(self, outcome: Outcome, action: Callable[[], None]) -> None:
         """What one contender cannot do the others still can."""
@@ -227,6 +232,17 @@ class Bench:
         except WorkerError as error:
             outcome.refused = str(error)
             self._say(f"{outcome.contender.name}: {error}")
+
+
+def chat_seconds(contender: Contender, threads: int) -> float:
+    """Of the whole command, for a single token. Raises WorkerError where it fails."""
+    command = [str(contender.python), "-m", "mlcawq", "chat", str(contender.weights)]
+    command += ["--device", "cpu", "--threads", str(threads), "--prompt", "Hello", "--max-tokens"]
+    start = time.monotonic()
+    done = subprocess.run([*command, "1"], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise WorkerError(f"mlcawq chat: {' '.join(done.stderr.split())[-200:]}")
+    return time.monotonic() - start
 
 
 def _keep(outcome: Outcome, measure: str, turn: int, seconds: float) -> None:
