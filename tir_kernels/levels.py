@@ -50,7 +50,8 @@ class Feature:
 @dataclass(frozen=True)
 class Level:
     """mcpu, mattr: of the target that code for it is generated for. features: what a machine must
-    have, of those that `FEATURES` knows; all that mcpu and mattr promise is among them.
+    have, of those that `FEATURES` knows; all that mcpu and mattr promise is among them. extends:
+    the level whose code, where a kernel is the same for both, is as good.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Level:
     mcpu: str
     mattr: tuple[str, ...]
     features: tuple[str, ...]
+    extends: str = ""
 
 
 def _x86(name: str, flag: str, *place: int) -> Feature:
@@ -153,9 +155,9 @@ _ARM_PRODUCTS = ("neon", "dotprod", "fullfp16")
 LEVELS = (
     Level("x86-64-v2", "x86_64", "x86-64-v2", (), _V2),
     Level("x86-64-v3", "x86_64", "x86-64-v3", (), _V3),
-    Level("avxvnni", "x86_64", "x86-64-v3", ("+avxvnni",), (*_V3, "avxvnni")),
+    Level("avxvnni", "x86_64", "x86-64-v3", ("+avxvnni",), (*_V3, "avxvnni"), "x86-64-v3"),
     Level("avx512", "x86_64", "x86-64-v4", ("+avx512vnni",), _VNNI),
-    Level("amx", "x86_64", "sapphirerapids", (), _TILED),
+    Level("amx", "x86_64", "sapphirerapids", (), _TILED, "avx512"),
     Level("armv8", "aarch64", "generic", (), ("neon",)),
     Level(
         "dotprod", "aarch64", "generic", ("+dotprod", "+fullfp16"), ("neon", "dotprod", "fullfp16")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlcawq.build.cpu_target import Variant, cpu_variants, features_of
 from mlcawq.build.cuda_compiler import KernelReport
 from mlcawq.build.link import find_tools
 from mlcawq.build.targets import resolve_target, target_device, target_record
@@ -21,7 +22,7 @@ from mlcawq.graph.settings import (
 from mlcawq.graph.tables import PLAIN, Tables, check_tables
 
 if TYPE_CHECKING:
-    from mlcawq.graph._tvm import Target
+    from mlcawq.graph._tvm import IRModule, Target
 
 
 @dataclass(frozen=True)
@@ -68,14 +69,26 @@ def compile_model(
     from mlcawq.graph.pipeline import build_module, compile_module
 
     say = progress or (lambda stage: None)
+
+    def graph(target: Target) -> tuple[IRModule, dict[str, Any]]:
+        try:
+            return build_module(config, kind, settings, target)
+        except NotImplementedError as error:
+            device = target_device(target)
+            raise UserError.one(
+                f"there are no kernels for this model on {device}: {error}",
+                fix="build it for another target, or with another --weight-layout or "
+                "--quantization",
+            ) from error
+
+    if target_device(resolved) == "cpu":
+        from mlcawq.build.cpu_library import compile_for_cpu
+
+        variants = _variants(target, resolved)
+        metadata = compile_for_cpu(graph, settings, variants, tools, Path(out_lib), say)
+        return Library(Path(out_lib), metadata, str(resolved))
     say("graph")
-    try:
-        module, metadata = build_module(config, kind, settings, resolved)
-    except NotImplementedError as error:
-        raise UserError.one(
-            f"there are no kernels for this model on {target_device(resolved)}: {error}",
-            fix="build it for another target, or with another --weight-layout or --quantization",
-        ) from error
+    module, metadata = graph(resolved)
     say("code")
     metadata["target"] = target_record(resolved)
     with tools.generating():
@@ -83,3 +96,10 @@ def compile_model(
     say("link")
     kernels = tools.link(executable, Path(out_lib))
     return Library(Path(out_lib), metadata, str(resolved), kernels)
+
+
+def _variants(target: str | Target, resolved: Target) -> tuple[Variant, ...]:
+    """Of a library for processors; one that is described in JSON, or made by code, has one."""
+    if isinstance(target, str) and target.partition(":")[0] == "cpu":
+        return cpu_variants(target)
+    return (Variant("custom", resolved, features_of(resolved)),)

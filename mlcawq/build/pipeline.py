@@ -180,7 +180,7 @@ def build(
             checkpoint, stage, checked.quantization.name, progress=reporter.weights
         )
         library = stage / library_name(target_device(checked.target))
-        _compile(read_chat_config(stage), library, checked.target, reporter)
+        _compile(read_chat_config(stage), library, request.target, reporter)
         verification = _verify(stage, checkpoint, checked, reporter)
         return _result(out, checked, generated, conversion, library, verification)
 
@@ -350,11 +350,11 @@ def compile_folder(
     library = out or folder / library_name(target_device(resolved))
     if library.is_dir():
         raise UserError.one("is a folder; a library is one file", str(library), "choose another -o")
-    _compile(config, library, resolved, reporter or Reporter())
+    _compile(config, library, target, reporter or Reporter())
     return library
 
 
-def _compile(config: ChatConfig, library: Path, target: Target, reporter: Reporter) -> None:
+def _compile(config: ChatConfig, library: Path, target: str, reporter: Reporter) -> None:
     compile_model(
         config.model,
         library,

@@ -27,6 +27,7 @@ from mlcawq.checkpoint.config import ModelConfig
 from mlcawq.engine.artifact import TOKENIZER, BuiltFolder, Shard, read_folder
 from mlcawq.engine.conversation import Conversation
 from mlcawq.engine.devices import Missing, find_device
+from mlcawq.engine.processor import this_processor
 from mlcawq.engine.runtime import ModelRuntime
 from mlcawq.engine.tokenizer import ModelTokenizer
 from mlcawq.errors import Problem, UserError, raise_all
@@ -95,9 +96,13 @@ def choose_mode(config: ModelConfig, asked: bool | None) -> Mode:
 
 def missing_device(target: Target, quantization: str) -> str:
     """Why what is compiled for `target` cannot be run here; empty when it can."""
+    from mlcawq.build.cpu_target import features_of
     from mlcawq.build.targets import target_device, target_record
 
     kind = target_device(target)
+    if kind == "cpu":
+        lacking = this_processor().lacks(features_of(target))
+        return f"this processor does not run it (it lacks {', '.join(lacking)})" if lacking else ""
     device = find_device(kind)
     if isinstance(device, Missing):
         return f"no {kind} device here ({device.reason})"

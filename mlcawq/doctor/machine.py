@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 
 from mlcawq.doctor.findings import Finding
+from mlcawq.engine.processor import Processor, this_processor
+from tir_kernels.levels import levels_of
 
 AREA = "machine"
 _PYTHONS = ((3, 10), (3, 13))
@@ -63,19 +65,31 @@ def _processor() -> list[Finding]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     known = [flag for flag in _CPU_FLAGS if flag in flags]
     out = [Finding(AREA, "processor", "info", f"{model}, {usable} cores usable")]
+    level = _level(this_processor())
     if flags and platform.machine() in ("x86_64", "AMD64") and "avx2" not in flags:
         out.append(
             Finding(
                 AREA,
                 "instructions",
                 "warning",
-                f"{', '.join(known) or 'none'}; no AVX2: CPU inference will be slow",
+                f"{', '.join(known) or 'none'}{level}; no AVX2: CPU inference will be slow",
                 "use a processor from 2013 or later, or a virtual machine that passes AVX2 on",
             )
         )
     elif known:
-        out.append(Finding(AREA, "instructions", "ok", ", ".join(known)))
+        out.append(Finding(AREA, "instructions", "ok", f"{', '.join(known)}{level}"))
     return out
+
+
+def _level(processor: Processor) -> str:
+    """Which of its variants a library for `--target cpu` takes here, to be put after a list."""
+    levels = levels_of(processor.architecture)
+    if not levels or processor.features is None:
+        return ""
+    if not processor.levels:
+        lacking = ", ".join(processor.lacks(levels[0].features))
+        return f"; less than {levels[0].name}, the lowest of --target cpu (lacks {lacking})"
+    return f"; level {processor.levels[-1].name}"
 
 
 def _memory() -> list[Finding]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
@@ -20,6 +19,7 @@ from typing import Any
 
 from mlcawq.checkpoint.config import ModelConfig, computed_settings, parse_config
 from mlcawq.engine.conversation import Conversation
+from mlcawq.engine.library_file import is_cut_short
 from mlcawq.errors import Problem, UserError, raise_all
 
 CONFIG = "mlc-chat-config.json"
@@ -352,7 +352,7 @@ def _find_libraries(folder: Path, library: Path | None, problems: list[Problem])
             kind = DEVICE_ALIASES.get(kind, kind)
             if kind in DEVICES:
                 found[kind] = file
-                if _is_cut_short(file):
+                if is_cut_short(file):
                     what = "the library is cut short: an incomplete copy"
                     problems.append(Problem(what, str(file), "copy it again, or compile it again"))
     if not found:
@@ -373,17 +373,3 @@ def _find_libraries(folder: Path, library: Path | None, problems: list[Problem])
                 )
             )
     return found
-
-
-def _is_cut_short(library: Path) -> bool:
-    """Does an ELF file end before its section headers do, which linkers write last?
-
-    The system's loader would map such a file and die of it (SIGBUS) instead of saying so.
-    """
-    with library.open("rb") as stream:
-        head = stream.read(64)
-    if head[:6] != b"\x7fELF\x02\x01" or len(head) < 64:  # 64 bits, little-endian
-        return False  # whatever it is, the loader tells
-    (offset,) = struct.unpack_from("<Q", head, 0x28)
-    size, count = struct.unpack_from("<HH", head, 0x3A)
-    return bool(library.stat().st_size < offset + size * count)

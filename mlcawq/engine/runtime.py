@@ -17,6 +17,7 @@ import tvm
 import tvm_ffi
 
 from mlcawq.engine.artifact import BuiltFolder, check_library
+from mlcawq.engine.cpu_library import check_processor
 from mlcawq.engine.devices import Device, choose_device, fitting_device
 from mlcawq.engine.threads import choose_threads, use_threads
 from mlcawq.engine.weights import check_placement, choose_placement, load_weights
@@ -297,6 +298,7 @@ def _activation_dtype(metadata: dict[str, Any]) -> str:
 
 
 def _load_library(path: Path, device: Device) -> Any:
+    check_processor(path)
     try:
         vm = tvm.runtime.load_module(str(path))["vm_load_executable"]()
         init: list[int] = []

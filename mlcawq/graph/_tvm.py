@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tvm
 from tvm import IRModule, relax, tirx
+from tvm.relax import vm_build
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op
 from tvm.relax.frontend.nn.llm import kv_cache as tvm_kernels
@@ -23,4 +24,5 @@ __all__ = [
     "tirx",
     "tvm",
     "tvm_kernels",
+    "vm_build",
 ]

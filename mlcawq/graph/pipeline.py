@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mlcawq.checkpoint.config import ModelConfig, computed_settings
 from mlcawq.families import find_family
-from mlcawq.graph._tvm import IRModule, PrimFunc, Target, nn, relax, tirx, tvm
+from mlcawq.graph._tvm import IRModule, PrimFunc, Target, nn, relax, tirx, tvm, vm_build
 from mlcawq.graph.cuda_graph import CUDA_GRAPH_CONFIG, capture_cuda_graphs
 from mlcawq.graph.decoder import CausalLM
 from mlcawq.graph.kv_cache import add_kv_cache_creation
@@ -92,6 +94,26 @@ def compile_module(
 ) -> Any:
     """Run the passes and generate code; returns TVM's executable, ready to be exported.
 
+    metadata: as for `lower_module`.
+    """
+    lowered = lower_module(module, settings, target, metadata)
+    with compiling(target):
+        return tvm.compile(lowered, target=target, relax_pipeline=None)
+
+
+def bytecode_of(lowered: IRModule, target: Target) -> Any:
+    """TVM's executable for the graph alone; who exports it adds what it calls."""
+    builder = relax.ExecBuilder()
+    with compiling(target):
+        vm_build._vmcodegen(builder, lowered)
+        return vm_build._vmlink(builder, target)
+
+
+def lower_module(
+    module: IRModule, settings: CompileSettings, target: Target, metadata: dict[str, Any]
+) -> IRModule:
+    """Relax's passes: what is left are kernels, and a graph that the virtual machine can run.
+
     metadata gains "memory_usage": the bytes that each function plans for its intermediate tensors
     at the upper bounds of `settings`.
     """
@@ -125,9 +147,16 @@ def compile_module(
         transform.VMShapeLower(),
         transform.AttachGlobalSymbol(),
     ]
-    config = CUDA_GRAPH_CONFIG if on_cuda else {}
+    with compiling(target):
+        return tvm.transform.Sequential(passes)(module)
+
+
+@contextmanager
+def compiling(target: Target) -> Iterator[None]:
+    """In what passes are run and code is generated for `target`; of this thread alone."""
+    config = CUDA_GRAPH_CONFIG if target.kind.name == "cuda" else {}
     with target, tvm.transform.PassContext(config=config, disabled_pass=list(_IDLE_PASSES)):
-        return tvm.compile(module, target=target, relax_pipeline=tvm.transform.Sequential(passes))
+        yield
 
 
 def _attach_planning_bounds(bounds: dict[str, int]) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from mlcawq.checkpoint.config import load_json
 from mlcawq.doctor.processes import run_python
 from mlcawq.engine.artifact import check_library, read_folder
+from mlcawq.engine.cpu_library import check_architecture, check_processor, read_record
 from mlcawq.errors import UserError
 from mlcawq.inspection.description import Description, size
 
@@ -80,7 +81,10 @@ _SHOWN = (
 
 
 def read_library(path: Path) -> dict[str, Any]:
-    """{"metadata": …, "functions": […]} of a compiled library. Raises UserError when it is none."""
+    """{"metadata": …, "functions": […]} of a compiled library. Raises UserError when it is none, or
+    for another architecture.
+    """
+    check_architecture(path)
     code = _READ_METADATA.format(path=str(path.resolve()), names=list(FUNCTIONS))
     answer, error = run_python(code, timeout=120)
     error = error or str(answer.get("error", ""))
@@ -96,6 +100,9 @@ def read_library(path: Path) -> dict[str, Any]:
 def describe_library(path: Path) -> Description:
     """A shared library: its `_metadata` and the functions that engines look for."""
     out = Description(path, "a shared library", {"bytes": size(path.stat().st_size)})
+    levels = _instruction_sets(out, path)
+    if levels:
+        out.facts["instruction sets"] = levels
     answer = out.attempt(lambda: read_library(path))
     if answer is None:
         return out
@@ -113,6 +120,18 @@ def describe_library(path: Path) -> Description:
     out.facts["functions"] = answer["functions"]
     out.facts["metadata"] = {k: v for k, v in metadata.items() if k != "params"}
     return out
+
+
+def _instruction_sets(out: Description, path: Path) -> str:
+    """For which processors a library is, and what this one would run of it; empty where the file
+    does not tell.
+    """
+    record = out.attempt(lambda: read_record(path))
+    if record is None:
+        return ""
+    chosen = out.attempt(lambda: check_processor(path))
+    here = f"; {chosen.name} on this machine" if chosen else ""
+    return f"{record.architecture}: {record.names}{here}"
 
 
 def _target_text(target: dict[str, Any]) -> str:
@@ -144,7 +163,10 @@ def describe_model_folder(path: Path) -> Description:
         if answer is not None and built is not None:
             metadata = answer["metadata"]
             target = metadata.get("target")
-            if target:
+            levels = _instruction_sets(out, library)
+            if levels:
+                out.facts[name] += f"; for {levels}"
+            elif target:
                 out.facts[name] += f"; for {_target_text(target)}"
             before = len(out.problems)
             out.attempt(lambda m=metadata, f=library: check_library(built, m, f))  # type: ignore[misc]
