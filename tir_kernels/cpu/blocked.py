@@ -5,15 +5,17 @@ For a group of inputs, with the activations as integers v of scale t (`activatio
     sum_k x[k] (q[k] - z) s  =  s t (sum_k v[k] q[k]  -  z sum_k v[k])
 
 and both sums are exact. A single row (decoding) is bound by reading the weights (`blocked_row`);
-several are bound by arithmetic, and are multiplied a tile of rows at a time (`blocked_rows`).
+several are bound by arithmetic, and are multiplied a tile of rows at a time, in vector registers
+(`blocked_rows`) or, where the target has AMX and they are many, in its tiles (`blocked_tiles`).
 """
 
 from __future__ import annotations
 
-from tir_kernels._tvm import PrimFunc, T, Target
+from tir_kernels._tvm import PrimFunc, T, Target, target_has_features
 from tir_kernels.cpu.activations import planes_of, quantize_group
 from tir_kernels.cpu.blocked_row import row_by_blocks
 from tir_kernels.cpu.blocked_rows import rows_by_blocks
+from tir_kernels.cpu.blocked_tiles import rows_in_tiles
 from tir_kernels.layouts import BLOCKED, LinearShape
 from tir_kernels.memo import memoized
 
@@ -109,6 +111,9 @@ def _multiply(target: Target, shape: LinearShape, out_dtype: str, act_bits: int)
                 quantize_row(first, r, x, xq, xscale, xsum)
             several(first, height, xq, xscale, xsum, qweight, qzeros, scales, offset, out)
 
+    amx = target_has_features("amx-int8", target)
+    many = rows_in_tiles(target, shape, out_dtype, act_bits) if amx else in_chunks
+
     @T.inline
     def multiply(m, x, qweight, qzeros, scales, offset, out):
         if m == 1:
@@ -117,7 +122,7 @@ def _multiply(target: Target, shape: LinearShape, out_dtype: str, act_bits: int)
             if m <= FEW:
                 at_once(FEW, several, m, x, qweight, qzeros, scales, offset, out)
             else:
-                in_chunks(m, x, qweight, qzeros, scales, offset, out)
+                many(m, x, qweight, qzeros, scales, offset, out)
 
     return multiply
 

@@ -48,19 +48,19 @@ def group_product(high: Any, low: Any | None, zero: Any, total: Any, lanes: int)
 
 
 def store_block(out_dtype: str, N: int, width: int):
-    """TIR: fp32 total[row, 0 .. width - 1] plus offsets into out[r, column ...], as far as N.
+    """TIR: fp32 total[row, at .. at + width - 1] plus offsets into out[r, column ...], as far as N.
 
-    (total, row, r, column, offset, out), for `width` outputs of a block.
+    (total, row, at, r, column, offset, out), for `width` outputs of a block.
     """
 
     @T.inline
-    def store(total, row, r, column, offset, out):
+    def store(total, row, at, r, column, offset, out):
         if N % BLOCK_N == 0 or column + width <= N:
             for j in T.vectorized(width):
-                out[r, column + j] = T.Cast(out_dtype, total[row, j] + offset(column + j))
+                out[r, column + j] = T.Cast(out_dtype, total[row, at + j] + offset(column + j))
         else:
             for j in range(width):
                 if column + j < N:
-                    out[r, column + j] = T.Cast(out_dtype, total[row, j] + offset(column + j))
+                    out[r, column + j] = T.Cast(out_dtype, total[row, at + j] + offset(column + j))
 
     return store

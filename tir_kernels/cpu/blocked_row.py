@@ -111,6 +111,6 @@ def row_by_blocks(target: Target, shape: LinearShape, out_dtype: str, planes: in
                         ) * (scale[at] * T.broadcast(xscale[0, g], L))
             for s in T.unroll(STREAMS):
                 b = T.meta_var(block_of(i, s))
-                store(total, s, first, b * BLOCK_N, offset, out)
+                store(total, s, 0, first, b * BLOCK_N, offset, out)
 
     return multiply

@@ -75,7 +75,9 @@ def rows_by_blocks(target: Target, shape: LinearShape, out_dtype: str, planes: i
                         ) * (scale[every] * T.broadcast(xscale[row, g], L))
                 for r in T.unroll(rows):
                     if tile * rows + r < height:
-                        store(total, r, first + tile * rows + r, b * BLOCK_N + v * L, offset, out)
+                        store(
+                            total, r, 0, first + tile * rows + r, b * BLOCK_N + v * L, offset, out
+                        )
 
     return multiply
 
