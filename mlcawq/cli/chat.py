@@ -80,14 +80,14 @@ def chat(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", help="Of a CPU.  [default: one for each physical core]"),
+        typer.Option("--threads", help="Of the CPU.  [default: one for each physical core]"),
     ] = None,
     weights: Annotated[
         str,
         typer.Option(
             "--weights",
-            help="On a CPU: mapped leaves them in their files, resident reads them into huge pages "
-            "(faster, takes their size in memory), auto does that where memory is plentiful.",
+            help="On the CPU: mapped leaves them in their files, resident reads them into huge "
+            "pages (faster, takes their size in memory), auto does so where memory is plentiful.",
         ),
     ] = "auto",
     json_output: Annotated[
@@ -214,6 +214,8 @@ def _ask_once(session: ChatSession, prompt: str, load_seconds: float, as_json: b
                 "prefill_tokens_per_second": stats.prefill_tokens_per_second,
                 "decode_tokens_per_second": stats.decode_tokens_per_second,
             },
+            "threads": session.engine.threads,
+            "weights": session.engine.weights,
             "sampling": asdict(session.params),
             "model": str(session.engine.folder),
             "device": session.engine.device,

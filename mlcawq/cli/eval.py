@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -68,6 +69,10 @@ def eval_(
         str,
         typer.Option("--device", help="Where a built FOLDER runs: auto, cpu, cuda, vulkan:1, …"),
     ] = "auto",
+    threads: Annotated[
+        int | None,
+        typer.Option("--threads", min=1, help="Of the CPU.  [default: one for each physical core]"),
+    ] = None,
     window: Annotated[
         int | None,
         typer.Option(
@@ -101,6 +106,9 @@ def eval_(
     names = () if tasks is None else tuple(dict.fromkeys(tasks.replace(",", " ").split()))
     if text is None and questions is None and not names:
         raise typer.BadParameter("give --text FILE, --questions FILE, --tasks NAMES, or several")
+    if threads is not None:
+        # Of TVM for built models, of torch for checkpoints: read before their first kernels.
+        os.environ["TVM_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = str(threads)
 
     from mlcawq.evaluate.run import Request, evaluate
     from mlcawq.evaluate.tasks import TaskRequest

@@ -148,6 +148,9 @@ class Engine:
             )
         self.device = self._runtime.device.name
         self.library = self._runtime.library
+        on_cpu = self._runtime.device.kind == "cpu"
+        self.threads = self._runtime.threads if on_cpu else None
+        self.weights = self._runtime.weights if on_cpu else None
         self.metadata = self._runtime.metadata
         configured = int(built.config["context_window_size"])
         self.context_window_size = min(configured, self._runtime.capacity)

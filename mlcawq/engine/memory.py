@@ -47,8 +47,12 @@ def new_buffer(nbytes: int) -> np.ndarray:
     take no memory. Raises MemoryError.
     """
     size = -(-max(nbytes, 1) // _HUGE_PAGE) * _HUGE_PAGE
+    # Python's default is memory to be shared with children, which comes in small pages.
+    private = (
+        {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
+    )
     try:
-        memory = mmap.mmap(-1, size)
+        memory = mmap.mmap(-1, size, **private)
     except OSError as error:
         raise MemoryError(f"{nbytes} bytes cannot be allocated") from error
     if hasattr(mmap, "MADV_HUGEPAGE"):
