@@ -40,5 +40,5 @@ def build(checkpoint: Path, out: Path) -> Path:
     }
     gen_config(checkpoint, out, **sizes)
     convert_weight(checkpoint, out)
-    compile_model(read_config(checkpoint), out / "lib-cpu.so", **sizes)
+    compile_model(read_config(checkpoint), out / "lib-cpu.so", "cpu:native", **sizes)
     return out

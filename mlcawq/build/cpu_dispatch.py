@@ -29,6 +29,7 @@ _START = """\
 #include <string.h>
 #include <tvm/ffi/c_api.h>
 {includes}
+#define UNUSED __attribute__((unused))
 #define SIGNATURE void *self, const TVMFFIAny *args, int32_t count, TVMFFIAny *result
 
 extern "C" {{
@@ -41,7 +42,7 @@ __attribute__((section("{section}"), used)) static const char record[] =
 """
 _CPUID = """\
 /* Bits of the instruction CPUID; zeros for a leaf that the processor lacks. */
-static int bit_of(uint32_t leaf, uint32_t subleaf, int which, int bit) {
+static UNUSED int bit_of(uint32_t leaf, uint32_t subleaf, int which, int bit) {
   uint32_t registers[4] = {0, 0, 0, 0};
   if (!__get_cpuid_count(leaf, subleaf, registers, registers + 1, registers + 2, registers + 3)) {
     return 0;
@@ -50,7 +51,7 @@ static int bit_of(uint32_t leaf, uint32_t subleaf, int which, int bit) {
 }
 
 /* Which register files the system saves: XCR0, whose reading CPUID announces (OSXSAVE). */
-static int saves(uint32_t files) {
+static UNUSED int saves(uint32_t files) {
   uint32_t low, high;
   if (!files) return 1;
   if (!bit_of(1, 0, 2, 27)) return 0;
@@ -59,18 +60,18 @@ static int saves(uint32_t files) {
 }
 
 /* Linux gives AMX's registers to processes that ask (arch_prctl(ARCH_REQ_XCOMP_PERM)). */
-static int may_use_tiles(void) { return syscall(158, 0x1023, 18) == 0; }"""
+static UNUSED int may_use_tiles(void) { return syscall(158, 0x1023, 18) == 0; }"""
 _HWCAP = """\
-static int has_bits(int second, unsigned long bits) {
+static UNUSED int has_bits(int second, unsigned long bits) {
   return (getauxval(second ? AT_HWCAP2 : AT_HWCAP) & bits) == bits;
 }"""
 _CHOICE = """
 static int chosen = -1;
 static TVMFFISafeCallType const *active = unsupported_row;
-static char reason[256] =
+static char reason[512] =
     "this processor has none of the instruction sets that the library was compiled for ({names})";
 
-static int unsupported(SIGNATURE) {{
+static int unsupported(void *, const TVMFFIAny *, int32_t, TVMFFIAny *) {{
   TVMFFIErrorSetRaisedFromCStr("RuntimeError", reason);
   return -1;
 }}
@@ -91,7 +92,7 @@ __attribute__((constructor)) static void choose(void) {{
   }}
 }}
 
-int __tvm_ffi_{function}(SIGNATURE) {{
+int __tvm_ffi_{function}(void *, const TVMFFIAny *, int32_t, TVMFFIAny *result) {{
   result->type_index = kTVMFFIInt;
   result->zero_padding = 0;
   result->v_int64 = chosen;

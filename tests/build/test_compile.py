@@ -62,7 +62,7 @@ def test_a_compiler_that_cannot_link(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     config = read_config(make_tiny_model(tmp_path / "model", layers=1))
     library = tmp_path / "out" / "lib-cpu.so"
     with pytest.raises(UserError, match="linking failed"):
-        compile_model(config, library)
+        compile_model(config, library, "cpu:native")
     assert list(library.parent.iterdir()) == []
 
 

@@ -47,7 +47,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     root = tmp_path_factory.mktemp("pipeline")
     plain = make_tiny_model(root / "hf", "qwen3", layers=3, hidden=64, intermediate=128)
     checkpoint, _ = make_awq_checkpoint(plain, root / "awq", 32)
-    result = build(checkpoint, root / "out", BuildRequest(context_window_size=256))
+    result = build(checkpoint, root / "out", BuildRequest("cpu:native", context_window_size=256))
     return Built(checkpoint, root / "out", result)
 
 

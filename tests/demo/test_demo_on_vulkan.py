@@ -41,8 +41,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Demo:
     checkpoint, _ = make_awq_checkpoint(DEMO / "model", root / "awq", 128)
     sizes = {"context_window_size": 512, "prefill_chunk_size": 128, "max_batch_size": 2}
     built = [
-        build(checkpoint, root / target, BuildRequest(target=target, **sizes))
-        for target in ("cpu", "vulkan")
+        build(checkpoint, root / target.partition(":")[0], BuildRequest(target=target, **sizes))
+        for target in ("cpu:native", "vulkan")
     ]
     rows = (DEMO / "questions.jsonl").read_text(encoding="utf-8").splitlines()
     step = len(rows) // QUESTIONS

@@ -52,7 +52,11 @@ class Built:
 
 
 def build(
-    case: Case, root: Path, target: Any = "cpu", layout: str | None = None, device: Any = None
+    case: Case,
+    root: Path,
+    target: Any = "cpu:native",
+    layout: str | None = None,
+    device: Any = None,
 ) -> Built:
     """A library for `target` of a random model, in `root`."""
     built = build_weights(case, root, layout)

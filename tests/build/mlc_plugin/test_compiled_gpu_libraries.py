@@ -86,7 +86,7 @@ def test_cuda_source_computes_what_our_cpu_library_does(
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     ours = build_weights(tiled.case, tmp_path)
-    path = compile_model(ours.config, tmp_path / "ours.so", **SIZES).path
+    path = compile_model(ours.config, tmp_path / "ours.so", "cpu:native", **SIZES).path
     expected = run_driver(replace(ours, library=path).driver())
     got = np.load(out)
     assert sorted(got) == sorted(expected)

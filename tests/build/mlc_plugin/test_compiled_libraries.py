@@ -10,7 +10,7 @@ import pytest
 from mlc_libraries import SIZES, built_by_mlc_llm, case, compiled
 
 from mlcawq.build.compile import compile_model
-from mlcawq.build.cpu_target import cpu_target
+from mlcawq.build.cpu_target import native_target
 from mlcawq.build.targets import target_record
 from tests.graph.built_library import (
     build_weights,
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.mlc_llm
 
 
 def native_cpu() -> dict[str, object]:
-    record = target_record(cpu_target())
+    record = target_record(native_target(tiles=False))
     return {**record, "host": record}
 
 
@@ -35,7 +35,8 @@ def test_cpu_library_computes_what_ours_does(
     mlc_python: Path, tmp_path: Path, family: str, group_size: int
 ) -> None:
     ours = build_weights(case(family, group_size), tmp_path)
-    ours = replace(ours, library=compile_model(ours.config, ours.folder / "ours.so", **SIZES).path)
+    compiled_here = compile_model(ours.config, ours.folder / "ours.so", "cpu:native", **SIZES)
+    ours = replace(ours, library=compiled_here.path)
     theirs = built_by_mlc_llm(mlc_python, ours, tmp_path)
     theirs = replace(theirs, library=compiled(mlc_python, theirs, "theirs.so", native_cpu()))
     check_prefill_in_chunks_then_decode(theirs, (1, 7, 300), 16)
