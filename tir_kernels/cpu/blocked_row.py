@@ -27,8 +27,8 @@ STREAMS = 2
 def row_by_blocks(target: Target, shape: LinearShape, out_dtype: str, planes: int):
     """TIR for one quantized row against all blocks, in parallel.
 
-    (first, height, xq, xscale, xsum, qweight, qzeros, scales, offset, out): row 0 of the quantized
-    ones (height is 1) is row `first` of out; offset: column -> fp32, what is added to a sum.
+    Arguments as `quantized_rows.with_quantized_rows` calls it; weights: qweight, qzeros, scales;
+    offset: column -> fp32, what is added to a sum.
     """
     N, groups, blocks, words = shape.N, shape.groups, shape.blocks, shape.group_size // PACK
     dot = integer_dot_of(target)
@@ -62,7 +62,8 @@ def row_by_blocks(target: Target, shape: LinearShape, out_dtype: str, planes: in
         T.evaluate(T.call_intrin("void", "tirx.prefetch", address, 0, 3, 1))
 
     @T.inline
-    def multiply(first, height, xq, xscale, xsum, qweight, qzeros, scales, offset, out):
+    def multiply(first, height, xq, xscale, xsum, weights, offset, out):
+        qweight, qzeros, scales = T.meta_var(weights)
         for i in T.parallel(length):
             nibbles = T.alloc_buffer((STREAMS, STEPS, 2, BLOCK_N), "int32")
             part = T.alloc_buffer((STREAMS, planes, 2, BLOCK_N), "int32")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tir_kernels._tvm import T, Target, target_has_features
+from tir_kernels._tvm import T, Target
 from tir_kernels.cpu.blocked_group import (
     STEPS,
     group_factors,
@@ -14,14 +14,13 @@ from tir_kernels.cpu.integer_dot import integer_dot_of
 from tir_kernels.layouts import BLOCK_N, PACK, LinearShape
 
 
-def rows_by_blocks(target: Target, shape: LinearShape, out_dtype: str, planes: int):
-    """TIR for `height` quantized rows against all blocks, in parallel.
+def rows_by_blocks(target: Target, shape: LinearShape, out_dtype: str, planes: int, rows: int):
+    """TIR for quantized rows against all blocks, `rows` at a time, in parallel.
 
     Arguments as of `blocked_row.row_by_blocks`. Rows past the last of the last tile repeat it, and
     are not stored.
     """
     N, groups, blocks, words = shape.N, shape.groups, shape.blocks, shape.group_size // PACK
-    rows = _rows_in_registers(target)
     dot = integer_dot_of(target)
     L = dot.lanes
     load_factors = group_factors(L)
@@ -35,7 +34,8 @@ def rows_by_blocks(target: Target, shape: LinearShape, out_dtype: str, planes: i
         ]
 
     @T.inline
-    def multiply(first, height, xq, xscale, xsum, qweight, qzeros, scales, offset, out):
+    def multiply(first, height, xq, xscale, xsum, weights, offset, out):
+        qweight, qzeros, scales = T.meta_var(weights)
         for b in T.parallel(blocks):
             nibbles = T.alloc_buffer((STEPS, 2, L), "int32")
             part = T.alloc_buffer((planes, rows, L), "int32")
@@ -80,8 +80,3 @@ def rows_by_blocks(target: Target, shape: LinearShape, out_dtype: str, planes: i
                         )
 
     return multiply
-
-
-def _rows_in_registers(target: Target) -> int:
-    """Rows whose accumulators fit beside the weights: of 32 vector registers, or of 16."""
-    return 8 if target_has_features("avx512f", target) else 4

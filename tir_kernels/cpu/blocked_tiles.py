@@ -21,7 +21,7 @@ _X, _WEIGHTS = 4, 6  # tiles: sums in 0..3, two of each of these
 
 
 def rows_in_tiles(target: Target, shape: LinearShape, out_dtype: str, act_bits: int):
-    """TIR (m, x, qweight, qzeros, scales, offset, out) for any m; offset: column -> fp32."""
+    """TIR (m, x, weights, offset, out) for any m, as `quantized_rows` takes it for many rows."""
     G, K, N = shape.group_size, shape.K, shape.N
     groups, blocks, planes = shape.groups, shape.blocks, planes_of(act_bits)
     # A group of 32 inputs fills half of a tile, and the rest of its activations are zeros.
@@ -135,7 +135,8 @@ def rows_in_tiles(target: Target, shape: LinearShape, out_dtype: str, act_bits: 
                     )
 
     @T.inline
-    def multiply(m, x, qweight, qzeros, scales, offset, out):
+    def multiply(m, x, weights, offset, out):
+        qweight, qzeros, scales = T.meta_var(weights)
         xq = T.alloc_buffer((CHUNK // amx.ROWS, groups, steps, planes, amx.ROWS, _WORDS), "int32")
         xscale = T.alloc_buffer((groups, CHUNK), "float32")
         xsum = T.alloc_buffer((groups, CHUNK), "int32")
@@ -145,15 +146,21 @@ def rows_in_tiles(target: Target, shape: LinearShape, out_dtype: str, act_bits: 
             height: T.let[T.int64] = T.min(m - first, T.int64(CHUNK))
             for r in T.parallel(height):
                 quantize_row(first, r, x, xq, xscale, xsum, xoffset)
+            for g in range(groups):
+                # Rows that fill up the last tile are never stored, but denormal numbers that lie
+                # there by chance would make each of their products take a hundred times as long.
+                for r in range(T.ceildiv(height, amx.ROWS) * amx.ROWS - height):
+                    xscale[g, height + r] = T.float32(0)
+                    xoffset[g, height + r] = T.float32(0)
             for part in T.parallel(-(-blocks // BLOCKS)):
                 configuration = T.alloc_buffer((16,), "int32")
-                weights = T.alloc_buffer((BLOCKS, K // 4 + _WORDS, BLOCK_N), "int32")
+                unpacked_weights = T.alloc_buffer((BLOCKS, K // 4 + _WORDS, BLOCK_N), "int32")
                 configure(configuration)
-                unpack(part * BLOCKS, qweight, weights)
+                unpack(part * BLOCKS, qweight, unpacked_weights)
                 for i in range(T.ceildiv(height, PANEL)):
                     panel(
                         first, i * PANEL, height, part * BLOCKS,
-                        xq, xscale, xoffset, qzeros, scales, weights, offset, out,
+                        xq, xscale, xoffset, qzeros, scales, unpacked_weights, offset, out,
                     )  # fmt: skip
                 T.evaluate(amx.release())
 
