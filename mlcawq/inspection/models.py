@@ -10,7 +10,9 @@ from typing import Any
 from mlcawq.checkpoint.config import load_json
 from mlcawq.doctor.processes import run_python
 from mlcawq.engine.artifact import check_library, read_folder
+from mlcawq.engine.cores import default_threads
 from mlcawq.engine.cpu_library import check_architecture, check_processor, read_record
+from mlcawq.engine.shard_checks import check_shards
 from mlcawq.errors import UserError
 from mlcawq.inspection.description import Description, size
 
@@ -155,6 +157,8 @@ def describe_model_folder(path: Path) -> Description:
     out.facts["tokenizer files"] = config.get("tokenizer_files")
     built = out.attempt(lambda: read_folder(path))
     _add_weights(out, path)
+    if built is not None:
+        out.problems += check_shards(built.shards, default_threads(), everything=True)
     libraries = built.libraries if built is not None else {}
     for kind, library in libraries.items():
         answer = out.attempt(lambda library=library: read_library(library))  # type: ignore[misc]

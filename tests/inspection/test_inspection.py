@@ -16,6 +16,8 @@ from tiny_models import make_tiny_model
 
 from mlcawq.build.convert_weight import convert_weight
 from mlcawq.build.gen_config import gen_config
+from mlcawq.engine import shard_checks
+from mlcawq.engine.artifact import read_folder
 from mlcawq.errors import UserError
 from mlcawq.inspection import Description, describe
 from mlcawq.inspection.description import size
@@ -133,6 +135,25 @@ def test_a_model_folder_without_a_library(checkpoint: Path, tmp_path: Path) -> N
     assert "mlcawq compile" in messages(out)
     (out_folder / "mlc-chat-config.json").unlink()
     assert describe(out_folder).kind == "converted weights without mlc-chat-config.json"
+
+
+def test_a_damaged_shard_is_found_although_it_is_remembered(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gen_config(checkpoint, tmp_path)
+    convert_weight(checkpoint, tmp_path)
+    (tmp_path / "lib-cpu.so").write_bytes(b"\x7fELF nonsense")
+    assert "md5" not in messages(describe(tmp_path))
+    shard = tmp_path / "params_shard_0.bin"
+    data = bytearray(shard.read_bytes())
+    data[99] ^= 1
+    shard.write_bytes(data)
+    known = {
+        shard_checks._key(each): shard_checks._state(each).stamp
+        for each in read_folder(tmp_path).shards
+    }
+    monkeypatch.setattr(shard_checks, "_read_memory", lambda: known)
+    assert f"{shard}: damaged: its md5 sum" in messages(describe(tmp_path))
 
 
 def test_a_library_that_is_none(tmp_path: Path) -> None:
