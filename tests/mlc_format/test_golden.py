@@ -33,7 +33,7 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 # Of a float32 llama; what mlc_llm's other families add to a folder is in "model_config" alone.
 FORMAT = "llama-q0f32-cpu.json"
 # Ours beside MLC's keys.
-OWN_METADATA = {"architecture", "target", "weight_layout"}
+OWN_METADATA = {"architecture", "cpu_levels", "target", "weight_layout"}
 # MLC's engine reads neither: one counts blocks of the compiler's plan, one is for its speculation.
 _UNLIKE = ("memory_usage", "active_vocab_size")
 

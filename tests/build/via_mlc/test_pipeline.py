@@ -244,7 +244,7 @@ def test_the_steps_alone(fake: FakeMlc, awq: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="which mlc_llm of itself does not know"):
             step(awq, out, request(fake, plugin=False))
 
-    with pytest.raises(UserError, match="the CPU has no kernels"):
+    with pytest.raises(UserError, match="no kernels for cpu"):
         steps.compile_(out, None, request(fake))
     with pytest.raises(UserError, match="which mlc_llm of itself does not know"):
         steps.compile_(out, None, request(fake, target="cuda:sm_80", plugin=False))

@@ -75,6 +75,10 @@ def test_a_plan_is_what_a_native_build_would_be(fake: FakeMlc, awq: Path) -> Non
     # GPUs get the layout that their kernels are fastest with.
     assert planned(fake, awq, target="cuda:sm_80").weight_layout == "n16k64"
     assert planned(fake, awq, target="metal").weight_layout == "autoawq"
+    # The CPU's own layout, and its heads, are for libraries that are compiled here.
+    message = refusal(fake, awq, weight_layout="n16k8")
+    assert "for libraries that mlcawq compiles itself" in message
+    assert "computes with a plain output head" in refusal(fake, awq, head="int8")
 
 
 def test_a_dry_run_prints_what_gives_the_same(fake: FakeMlc, awq: Path, tmp_path: Path) -> None:
