@@ -16,7 +16,7 @@ from tir_kernels import int8_weights
 from tir_kernels.layouts import BLOCK_N
 from tir_kernels.reference import dequantize, unblock
 
-_BLOCK = 2**18  # weights that are worked on at a time: they stay in a core's cache
+_BLOCK = 2**16  # weights that are worked on at a time: they stay in a core's cache
 _NARROWEST = 0.7  # of the range between a group's smallest and largest weight
 _STEPS = 13  # ranges that are tried, the whole one included
 
@@ -116,17 +116,23 @@ def _round_int4(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     # Zero has to be among the values, or the zero point would not fit into 4 bits.
     low, high = np.minimum(weight.min(2), 0), np.maximum(weight.max(2), 0)
     least = np.full(low.shape, np.inf, np.float32)
-    best = tuple(np.zeros(shape, np.uint8) for shape in (weight.shape, low.shape))
+    best, best_zero = np.zeros(weight.shape, np.uint8), np.zeros(low.shape, np.uint8)
     best_scale = np.full(low.shape, np.nan, np.float16)  # stays so where no error is a number
     for share in np.linspace(1, _NARROWEST, _STEPS, dtype=np.float32):
         scale = _stored((high - low) * (share / 15))
         step: np.ndarray = scale.astype(np.float32)
         zero = np.clip(np.rint(-low * share / step), 0, 15)
-        q = np.rint(weight / step[:, :, None])
-        q = np.clip(q + zero[:, :, None], 0, 15)
-        error = np.square((q - zero[:, :, None]) * step[:, :, None] - weight).sum(2)
+        # Into a few arrays again and again: these are as large as a core's cache.
+        q = np.multiply(weight, (1 / step)[:, :, None])
+        np.rint(q, out=q)
+        q += zero[:, :, None]
+        np.clip(q, 0, 15, out=q)
+        difference = q - zero[:, :, None]
+        difference *= step[:, :, None]
+        difference -= weight
+        error = np.einsum("rgk,rgk->rg", difference, difference)
         better = error < least
-        least[better] = error[better]
-        best[0][better], best[1][better] = q[better], zero[better]
-        best_scale[better] = scale[better]
-    return best[0], best[1], best_scale
+        for kept, found in ((least, error), (best_zero, zero), (best_scale, scale)):
+            np.copyto(kept, found, where=better, casting="unsafe")
+        np.copyto(best, q, where=better[:, :, None], casting="unsafe")
+    return best, best_zero, best_scale
