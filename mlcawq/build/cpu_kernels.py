@@ -55,11 +55,11 @@ def generate_kernels(
             bytecode = bytecode or lowered.bytecode
             if lowered.bytecode != bytecode:
                 raise RuntimeError(f"the graph for {variant.name} is not the other variants' one")
-            like = _similar(variant)
             shared = {}
-            if like in made:
-                before = provided[like].kernels
-                shared = {name: before[name] for name in lowered.equal_kernels(made[like])}
+            for name, function in lowered.kernels.items():
+                before = _as_good(variant, function, list(made))
+                if before and _same_kernel(function, made[before].kernels[name]):
+                    shared[name] = provided[before].kernels[name]
             own = {name: variant_symbol(name, variant.name) for name in lowered.kernels}
             kernels = {**own, **shared}
             new = {own[name]: f for name, f in lowered.kernels.items() if name not in shared}
@@ -88,23 +88,20 @@ class _Lowered:
             if isinstance(function, PrimFunc)
         }
 
-    def equal_kernels(self, other: _Lowered) -> list[str]:
-        """Names of the kernels that are `other`'s as well, but for the target."""
 
-        def code(function: PrimFunc) -> PrimFunc:
-            return function.without_attr("target")
-
-        return [
-            name
-            for name, function in self.kernels.items()
-            if tvm_ffi.structural_equal(code(function), code(other.kernels[name]))
-        ]
+def _same_kernel(one: PrimFunc, other: PrimFunc) -> bool:
+    """Whether two kernels are the same but for the target."""
+    return bool(tvm_ffi.structural_equal(one.without_attr("target"), other.without_attr("target")))
 
 
-def _similar(variant: Variant) -> str:
-    """The variant whose code is as good where the kernel is the same; empty for none."""
+def _as_good(variant: Variant, function: PrimFunc, before: list[str]) -> str:
+    """Whose code of this kernel, of those `before`, `variant` can run as fast as its own; empty for
+    nobody's. A kernel without a schedule, TVM's, is one that time is not spent in.
+    """
+    if before and not function.attrs.get("tirx.is_scheduled"):
+        return before[0]
     level = level_named(variant.name)
-    return level.extends if level is not None else ""
+    return level.extends if level is not None and level.extends in before else ""
 
 
 def _generate(functions: dict[str, PrimFunc], target: Target, path: Path) -> Path:

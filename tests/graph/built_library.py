@@ -83,7 +83,9 @@ def build_weights(case: Case, root: Path, layout: str | None = None, tokens: int
         model.load_state_dict(state, strict=False)
     config = read_config(checkpoint)
     asked = case.quantization if case.asked else None
-    converted = convert_weight(checkpoint, root / "built", asked, weight_layout=layout)
+    converted = convert_weight(
+        checkpoint, root / "built", asked, weight_layout=layout, head="float16"
+    )
     assert converted.quantization == case.quantization
     ids = np.random.default_rng(0).integers(0, config.vocab_size, tokens).tolist()
     with torch.no_grad():
