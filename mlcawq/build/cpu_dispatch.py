@@ -32,7 +32,9 @@ _START = """\
 #define UNUSED __attribute__((unused))
 #define SIGNATURE void *self, const TVMFFIAny *args, int32_t count, TVMFFIAny *result
 
+#ifdef __cplusplus
 extern "C" {{
+#endif
 
 __attribute__((section("{section}"), used)) static const char record[] =
     {record};
@@ -71,7 +73,8 @@ static TVMFFISafeCallType const *active = unsupported_row;
 static char reason[512] =
     "this processor has none of the instruction sets that the library was compiled for ({names})";
 
-static int unsupported(void *, const TVMFFIAny *, int32_t, TVMFFIAny *) {{
+static int unsupported(SIGNATURE) {{
+  (void)self, (void)args, (void)count, (void)result;
   TVMFFIErrorSetRaisedFromCStr("RuntimeError", reason);
   return -1;
 }}
@@ -92,7 +95,8 @@ __attribute__((constructor)) static void choose(void) {{
   }}
 }}
 
-int __tvm_ffi_{function}(void *, const TVMFFIAny *, int32_t, TVMFFIAny *result) {{
+int __tvm_ffi_{function}(SIGNATURE) {{
+  (void)self, (void)args, (void)count;
   result->type_index = kTVMFFIInt;
   result->zero_padding = 0;
   result->v_int64 = chosen;
@@ -101,6 +105,13 @@ int __tvm_ffi_{function}(void *, const TVMFFIAny *, int32_t, TVMFFIAny *result) 
 
 #define KERNEL(name, i) \\
   int __tvm_ffi_##name(SIGNATURE) {{ return active[i](self, args, count, result); }}
+"""
+
+_END = """
+
+#ifdef __cplusplus
+}
+#endif
 """
 
 
@@ -121,7 +132,7 @@ def variant_symbol(kernel: str, variant: str) -> str:
 
 
 def dispatch_source(architecture: str, variants: Sequence[Provided]) -> str:
-    """C++ for g++ and clang++, any version. variants: best last, all with the same kernels."""
+    """C, and C++, for any gcc and clang. variants: best last, all with the same kernels."""
     names = sorted(variants[0].kernels)
     known = architecture in FEATURES
     x86 = architecture == "x86_64"
@@ -157,7 +168,7 @@ def dispatch_source(architecture: str, variants: Sequence[Provided]) -> str:
         )
     )
     parts += [f"\nKERNEL({name}, {i})" for i, name in enumerate(names)]
-    return "".join([*parts, "\n\n}\n"])
+    return "".join([*parts, _END])
 
 
 def library_record(architecture: str, variants: Sequence[Provided]) -> str:

@@ -30,8 +30,8 @@ Target = Annotated[
     str,
     typer.Option(
         "--target",
-        help="cpu, cuda, cuda:sm_XX, vulkan, vulkan:portable, or a TVM target of kind llvm, cuda, "
-        "webgpu or vulkan in JSON.",
+        help="cpu, cpu:native, cpu:LEVEL, cuda, cuda:sm_XX, vulkan, vulkan:portable, or a TVM "
+        "target of kind llvm, cuda, webgpu or vulkan in JSON.",
     ),
 ]
 Quantization = Annotated[

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 import tvm
+import tvm_ffi
 from dispatched_library import dispatched_library
 
+from mlcawq.build.cpu_dispatch import Provided, dispatch_source
 from mlcawq.engine.cpu_library import LEVEL_FUNCTION, LEVEL_VARIABLE, read_record
 from mlcawq.engine.processor import this_processor
+from tests.tir_kernels.arm import COMPILER, EMULATOR, missing_programs
 from tir_kernels.levels import FEATURES, levels_of
 
 PROCESSOR = this_processor()
@@ -84,6 +88,47 @@ def test_a_level_that_is_not_there_cannot_be_forced(
     library = tvm.runtime.load_module(str(dispatched_library(tmp_path / "a.so", variants)))
     with pytest.raises(RuntimeError, match=f"{LEVEL_VARIABLE}={name}: .* does not have it"):
         library["which"]()
+
+
+_ARM_MAIN = """
+#include <stdio.h>
+#include <tvm/ffi/c_api.h>
+void TVMFFIErrorSetRaisedFromCStr(const char *kind, const char *text) { puts(text); (void)kind; }
+int __tvm_ffi_which(void *, const TVMFFIAny *, int32_t, TVMFFIAny *);
+int main(void) {
+  TVMFFIAny result = {0};
+  int failed = __tvm_ffi_which(NULL, NULL, 0, &result);
+  printf("%d %d", failed, (int)result.v_int64);
+  return 0;
+}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(missing_programs()), reason=f"no {missing_programs()}")
+@pytest.mark.parametrize(("cpu", "expected"), [("cortex-a53", "0 0"), ("neoverse-n1", "0 1")])
+def test_arm_s_levels(tmp_path: Path, cpu: str, expected: str) -> None:
+    arm = levels_of("aarch64")
+    provided = [
+        Provided(level.name, level.features, {"which": f"which__{i}"})
+        for i, level in enumerate(arm)
+    ]
+    kernels = "".join(
+        f"int __tvm_ffi_which__{i}(void *s, const TVMFFIAny *a, int n, TVMFFIAny *result) "
+        f"{{ (void)s, (void)a, (void)n; result->v_int64 = {i}; return 0; }}\n"
+        for i in range(len(arm))
+    )
+    (tmp_path / "dispatch.c").write_text(dispatch_source("aarch64", provided))
+    (tmp_path / "main.c").write_text(_ARM_MAIN + kernels)
+    includes = (
+        tvm_ffi.libinfo.find_include_path(),
+        tvm_ffi.libinfo.find_dlpack_include_path(),
+    )
+    command = [COMPILER, "-static", "-Wall", "-Wextra", "-Werror", "-o", "main"]
+    command += [*(f"-I{include}" for include in includes), "dispatch.c", "main.c"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    run = [EMULATOR, "-cpu", cpu, "./main"]
+    assert subprocess.check_output(run, cwd=tmp_path, text=True) == expected
 
 
 def test_the_record_can_be_read_from_the_file(tmp_path: Path) -> None:
