@@ -101,7 +101,8 @@ class Engine:
     library: the compiled library, when it is not in the folder.
     threads: that a CPU computes on; by default one for each physical core.
     weights: for a CPU, "mapped" leaves them in their files, "resident" reads them into huge pages,
-    which decodes faster and takes their size in memory; "auto" does that where there is plenty.
+    which decodes faster and takes their size in memory; "auto" does that where there is plenty,
+    behind the first answer.
     tokenizer: one that somebody has begun to load.
 
     Raises UserError when the folder is incomplete, damaged, or its parts do not fit together.
@@ -148,9 +149,6 @@ class Engine:
             )
         self.device = self._runtime.device.name
         self.library = self._runtime.library
-        on_cpu = self._runtime.device.kind == "cpu"
-        self.threads = self._runtime.threads if on_cpu else None
-        self.weights = self._runtime.weights if on_cpu else None
         self.metadata = self._runtime.metadata
         configured = int(built.config["context_window_size"])
         self.context_window_size = min(configured, self._runtime.capacity)
@@ -170,6 +168,16 @@ class Engine:
         )
         self._requests: dict[int, Request] = {}
         self._next_request = 0
+
+    @property
+    def threads(self) -> int | None:
+        """That a CPU computes on; None on other devices."""
+        return self._runtime.threads if self._runtime.device.kind == "cpu" else None
+
+    @property
+    def weights(self) -> str | None:
+        """Where a CPU's weights are now, "mapped" or "resident"; None on other devices."""
+        return self._runtime.weights if self._runtime.device.kind == "cpu" else None
 
     # ------------------------------------------------------------------------------ requests
 

@@ -9,19 +9,24 @@ out for anonymous memory only.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
+import os
+import threading
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import psutil
 
 from mlcawq.engine import cgroup
 
+T = TypeVar("T")
 _HUGE_PAGE = 2**21
 _PIECE = 2**24  # bytes that one thread reads at a time
+_NICENESS = 10  # a tenth of the time that others get, where all want it
 _ADVICE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
@@ -61,23 +66,40 @@ def new_buffer(nbytes: int) -> np.ndarray:
     return np.frombuffer(memory, np.uint8)[:nbytes]
 
 
-def map_file(path: Path) -> np.ndarray:
-    """A file's bytes, uint8, which the system reads in the background. Raises OSError.
+class MappedFile:
+    """An open file: its bytes in memory (`data`, uint8), which the system reads in the background.
 
-    Writable, since DLPack hands on nothing else; what is written is the process's own.
+    What takes the file's name later on changes neither `data` nor what `read` gives. Raises
+    OSError.
     """
-    with path.open("rb") as stream:
-        memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
-    if hasattr(mmap, "MADV_WILLNEED"):
-        memory.madvise(mmap.MADV_WILLNEED)
-    return np.frombuffer(memory, np.uint8)
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._stream = path.open("rb", buffering=0)
+        # Writable, since DLPack hands on nothing else; what is written is the process's own.
+        memory = mmap.mmap(self._stream.fileno(), 0, access=mmap.ACCESS_COPY)
+        if hasattr(mmap, "MADV_WILLNEED"):
+            memory.madvise(mmap.MADV_WILLNEED)
+        self.data = np.frombuffer(memory, np.uint8)
+
+    def read(self, offset: int, into: np.ndarray) -> None:
+        """Bytes from `offset` on, to `into` (uint8). Raises OSError where the file ends before."""
+        if not hasattr(os, "preadv"):
+            into[:] = self.data[offset : offset + into.size]
+            return
+        left = memoryview(into.data)
+        while left:
+            count = os.preadv(self._stream.fileno(), [left], offset)
+            if not count:
+                raise OSError(0, "ends too early", str(self.path))
+            offset, left = offset + count, left[count:]
 
 
 @dataclass(frozen=True)
 class Reading:
     """Bytes of a file from `offset` on, and the memory (uint8) that they go to."""
 
-    path: Path
+    file: MappedFile
     offset: int
     into: np.ndarray
 
@@ -85,21 +107,35 @@ class Reading:
 def read_all(readings: Iterable[Reading], threads: int) -> None:
     """Read in parallel. Raises OSError, also for a file that ends too early."""
     pieces = [
-        Reading(reading.path, reading.offset + start, reading.into[start : start + _PIECE])
-        for reading in readings
-        for start in range(0, reading.into.size, _PIECE)
+        (reading, start) for reading in readings for start in range(0, reading.into.size, _PIECE)
     ]
+
+    def read(piece: tuple[Reading, int]) -> None:
+        reading, start = piece
+        reading.file.read(reading.offset + start, reading.into[start : start + _PIECE])
+
+    if threads == 1:
+        for piece in pieces:
+            read(piece)
+        return
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(_read, pieces):
+        for _ in pool.map(read, pieces):
             pass
 
 
-def _read(piece: Reading) -> None:
-    with piece.path.open("rb", buffering=0) as stream:
-        stream.seek(piece.offset)
-        left = memoryview(piece.into.data)
-        while left:
-            count = stream.readinto(left)
-            if not count:
-                raise OSError(0, "ends too early", str(piece.path))
-            left = left[count:]
+def in_background(work: Callable[[], T]) -> Future[T]:
+    """What `work` returns, from a thread that gives way to others and that nobody waits for when
+    the process ends.
+    """
+    future: Future[T] = Future()
+
+    def run() -> None:
+        with suppress(OSError, AttributeError):  # where threads have no priority of their own
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        try:
+            future.set_result(work())
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True, name="weights").start()
+    return future

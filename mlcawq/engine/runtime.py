@@ -20,7 +20,7 @@ from mlcawq.engine.artifact import BuiltFolder, check_library
 from mlcawq.engine.cpu_library import check_processor
 from mlcawq.engine.devices import Device, choose_device, fitting_device
 from mlcawq.engine.threads import choose_threads, use_threads
-from mlcawq.engine.weights import check_placement, choose_placement, load_weights
+from mlcawq.engine.weights import check_placement, load_weights
 from mlcawq.errors import UserError
 
 PAGE_SIZE = 16  # tokens; the value that the kernels of the paged cache are generated for
@@ -96,11 +96,10 @@ class ModelRuntime:
         self._ids: dict[int, Any] = {}
         names = [param["name"] for param in self.metadata["params"]]
         self._weight_bytes = sum(t.nbytes for shard in built.shards for t in shard.tensors)
-        self.weights = choose_placement(placement, self._weight_bytes)
         with self._out_of_memory("the weights are loaded", "choose another --device"):
-            self._params = tvm_ffi.convert(
-                load_weights(built.shards, names, self.device.tvm, self.weights, self.threads)
-            )
+            loaded = load_weights(built.shards, names, self.device.tvm, placement, self.threads)
+        self._params, self._later = tvm_ffi.convert(loaded.tensors), loaded.later
+        self.weights = "resident" if placement == "resident" else "mapped"
         smaller = "free memory, or build with a smaller --context-window-size"
         with self._out_of_memory("the KV cache is allocated", smaller):
             self._cache = self._create_cache(self._cache_tokens(built, max_total_tokens))
@@ -193,10 +192,20 @@ class ModelRuntime:
         """
         if self.device.kind == "cpu":
             use_threads(self.threads)  # here: each pass may be called from another thread
+            self._take_over()
         hidden = self._functions["embed"](self._token_ids(tokens), self._params)
         n, width = (int(s) for s in hidden.shape)
         shape = [1, n, width] if batch_first else [n, 1, width]
         return self._reshape(hidden, tvm_ffi.Shape(shape))
+
+    def _take_over(self) -> None:
+        """From here on use the weights that have been read behind the passes before, if they are
+        there; the same bytes. Where they could not be read the mapped ones stay.
+        """
+        if self._later is not None and self._later.done():
+            if self._later.exception() is None:
+                self._params, self.weights = tvm_ffi.convert(self._later.result()), "resident"
+            self._later = None
 
     def _token_ids(self, tokens: Sequence[int]) -> Any:
         """On the device. As many as are decoded at once go where the last ones of that number were:

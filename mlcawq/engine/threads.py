@@ -20,7 +20,7 @@ from mlcawq.errors import UserError
 
 # Turns of sched_yield, about 0.3 us each, before a thread that has no work sleeps: longer than
 # what lies between two kernels of a decode step, shorter than anybody's idea of idle.
-_SPIN_COUNT = 4000
+_SPIN_COUNT = 1000
 _BIG_CORES = 1  # TVM's usual mode; the others differ in binding only
 _MOST_THREADS = 1024
 

@@ -8,6 +8,8 @@ or of one buffer in huge pages that the files are read into. The bytes are the s
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import ml_dtypes
@@ -16,10 +18,11 @@ import tvm
 
 from mlcawq.engine.artifact import Shard, TensorRecord
 from mlcawq.engine.memory import (
+    MappedFile,
     Reading,
     available_memory,
     has_huge_pages,
-    map_file,
+    in_background,
     new_buffer,
     read_all,
 )
@@ -27,6 +30,7 @@ from mlcawq.engine.shard_checks import check_shards
 from mlcawq.errors import UserError, raise_all
 
 Placement = Literal["auto", "mapped", "resident"]
+_Files = Sequence[tuple[Shard, MappedFile]]
 ALIGNMENT = 64  # bytes, of all tensors that compiled kernels are handed
 
 # Copies of weights in memory beside the page cache's own, which the system would rather give back
@@ -56,27 +60,51 @@ def choose_placement(asked: Placement, nbytes: int) -> Literal["mapped", "reside
     return "resident" if plenty else "mapped"
 
 
+@dataclass
+class Weights:
+    """tensors: on the device, in the order of the names that were given.
+
+    later: the same, resident; until they are there the mapped ones serve.
+    """
+
+    tensors: list[Any]
+    later: Future[list[Any]] | None = None
+
+
 def load_weights(
     shards: Sequence[Shard],
     names: Iterable[str],
     device: Any,
-    placement: Literal["mapped", "resident"] = "mapped",
+    placement: Placement = "mapped",
     threads: int = 2,
-) -> list[Any]:
-    """The named tensors on `device`, in the order of `names`.
+) -> Weights:
+    """The named tensors on `device`.
 
-    placement: on a CPU. threads: that read. Raises UserError naming every shard whose bytes are
-    not those that were written, MemoryError where there is no room.
+    placement: on a CPU; with "auto", where they are to be resident, they are mapped first and
+    read behind the first answer. threads: that read. Raises UserError naming every shard whose
+    bytes are not those that were written, MemoryError where there is no room.
     """
     wanted = list(names)
+    needed = set(wanted)
     raise_all(check_shards(shards, threads))
     if device.type != "cpu":
-        tensors = _copied(shards, set(wanted), device)
-    elif placement == "resident":
-        tensors = _resident(shards, set(wanted), threads)
-    else:
-        tensors = _mapped(shards, set(wanted))
-    return [tensors[name] for name in wanted]
+        tensors = _copied(shards, needed, device)
+        return Weights([tensors[name] for name in wanted])
+    files = [(shard, MappedFile(shard.path)) for shard in shards]
+    if placement == "resident":
+        tensors = _resident(files, needed, threads)
+        return Weights([tensors[name] for name in wanted])
+    tensors = _mapped(files, needed)
+    weights = Weights([tensors[name] for name in wanted])
+    nbytes = sum(shard.nbytes for shard in shards)
+    if choose_placement(placement, nbytes) == "resident":
+
+        def move() -> list[Any]:
+            moved = _resident(files, needed, threads=1)
+            return [moved[name] for name in wanted]
+
+        weights.later = in_background(move)
+    return weights
 
 
 def as_array(data: np.ndarray, record: TensorRecord) -> np.ndarray:
@@ -106,7 +134,7 @@ def _view(data: np.ndarray, record: TensorRecord) -> Any:
 def _copied(shards: Sequence[Shard], needed: set[str], device: Any) -> dict[str, Any]:
     tensors = {}
     for shard in shards:
-        data = map_file(shard.path)
+        data = MappedFile(shard.path).data
         for record in shard.tensors:
             if record.name in needed:
                 array = as_array(_bytes_of(data, record), record)
@@ -115,45 +143,44 @@ def _copied(shards: Sequence[Shard], needed: set[str], device: Any) -> dict[str,
     return tensors
 
 
-def _mapped(shards: Sequence[Shard], needed: set[str]) -> dict[str, Any]:
+def _mapped(files: _Files, needed: set[str]) -> dict[str, Any]:
     """Views of the files; copies of tensors that begin elsewhere than kernels may assume, as they
     do in folders of mlc_llm, or that are stored in another type.
     """
     tensors = {}
-    for shard in shards:
-        data = map_file(shard.path)
+    for shard, file in files:
         for record in shard.tensors:
             if record.name not in needed:
                 continue
+            data = _bytes_of(file.data, record)
             if _is_raw(record) and record.offset % ALIGNMENT == 0:
-                tensors[record.name] = _view(_bytes_of(data, record), record)
+                tensors[record.name] = _view(data, record)
             else:
-                array = as_array(_bytes_of(data, record), record)
-                tensors[record.name] = tvm.runtime.tensor(array)
+                tensors[record.name] = tvm.runtime.tensor(as_array(data, record))
     return tensors
 
 
-def _resident(shards: Sequence[Shard], needed: set[str], threads: int) -> dict[str, Any]:
+def _resident(files: _Files, needed: set[str], threads: int) -> dict[str, Any]:
     """Views of one buffer, in the order of the files. Where a tensor is stored in another type it
     is a copy.
     """
     tensors, places, end = {}, [], 0
-    for shard in shards:
+    for shard, file in files:
         for record in shard.tensors:
             if record.name not in needed:
                 continue
             if _is_raw(record):
-                places.append((shard, record, end))
+                places.append((file, record, end))
                 end += -(-record.nbytes // ALIGNMENT) * ALIGNMENT
             else:
-                array = as_array(_bytes_of(map_file(shard.path), record), record)
+                array = as_array(_bytes_of(file.data, record), record)
                 tensors[record.name] = tvm.runtime.tensor(array)
     buffer = new_buffer(end)
     parts = [buffer[start : start + record.nbytes] for _, record, start in places]
     read_all(
         [
-            Reading(shard.path, record.offset, part)
-            for (shard, record, _), part in zip(places, parts, strict=True)
+            Reading(file, record.offset, part)
+            for (file, record, _), part in zip(places, parts, strict=True)
         ],
         threads,
     )

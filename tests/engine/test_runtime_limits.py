@@ -21,10 +21,10 @@ PAGE_BYTES = 16 * 2 * 2 * 32 * 4  # tokens, key and value, heads, their width, f
 def on_device_with(
     monkeypatch: pytest.MonkeyPatch, library: Path, *, binding_bytes: int, memory: int = 2**40
 ) -> None:
-    """The CPU, with the limits of a GPU."""
+    """The CPU, with the limits of a GPU. memory: beside the weights."""
     limits = dataclasses.replace(GPU, max_storage_buffer_binding_size=binding_bytes)
     device = Device("cpu", 0, tvm.cpu(0), limits)
-    monkeypatch.setattr(Device, "free_memory", lambda self, weights: memory)
+    monkeypatch.setattr(Device, "free_memory", lambda self, weights: memory + weights)
     monkeypatch.setattr(module, "choose_device", lambda built, asked: (device, library))
 
 

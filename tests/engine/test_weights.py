@@ -14,7 +14,7 @@ import tvm
 from mlcawq.engine import memory, weights
 from mlcawq.engine.artifact import Shard, TensorRecord
 from mlcawq.engine.engine import Engine
-from mlcawq.engine.memory import Reading, has_huge_pages, map_file, new_buffer, read_all
+from mlcawq.engine.memory import MappedFile, Reading, has_huge_pages, new_buffer, read_all
 from mlcawq.engine.sampling import SamplingParams
 from mlcawq.engine.weights import check_placement, choose_placement, load_weights
 from mlcawq.errors import UserError
@@ -63,7 +63,7 @@ def test_every_type_from_any_place(tmp_path: Path, placement: Any, gap: int) -> 
     shards = [make_shard(tmp_path / f"{i}.bin", part, gap=gap) for i, part in enumerate(parts)]
     expected = {name: array for part in parts for name, array in part.items() if name != "e0"}
     names = sorted(expected, reverse=True)
-    tensors = load_weights(shards, names, CPU, placement, threads=2)
+    tensors = load_weights(shards, names, CPU, placement, threads=2).tensors
     for name, tensor in zip(names, tensors, strict=True):
         assert (tuple(tensor.shape), str(tensor.dtype)) == (
             expected[name].shape,
@@ -80,7 +80,7 @@ def mapped_files() -> list[str]:
 def test_mapped_tensors_are_the_file(tmp_path: Path) -> None:
     big = {"big": np.arange(2**20, dtype=np.int32)}
     shard = make_shard(tmp_path / "0.bin", big, gap=0)
-    (tensor,) = load_weights([shard], ["big"], CPU, "mapped")
+    (tensor,) = load_weights([shard], ["big"], CPU, "mapped").tensors
     assert str(shard.path) in mapped_files()
     with shard.path.open("r+b") as stream:  # not what users do, but a copy would not see it
         stream.write(np.int32(-5).tobytes())
@@ -92,7 +92,7 @@ def test_mapped_tensors_are_the_file(tmp_path: Path) -> None:
 def test_resident_tensors_are_not(tmp_path: Path) -> None:
     big = {"big": np.arange(2**20, dtype=np.int32)}
     shard = make_shard(tmp_path / "0.bin", big, gap=64)
-    (tensor,) = load_weights([shard], ["big"], CPU, "resident")
+    (tensor,) = load_weights([shard], ["big"], CPU, "resident").tensors
     assert str(shard.path) not in mapped_files()
     shard.path.unlink()
     np.testing.assert_array_equal(tensor.numpy(), big["big"])
@@ -101,7 +101,7 @@ def test_resident_tensors_are_not(tmp_path: Path) -> None:
 def test_writing_to_mapped_weights_leaves_the_file(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(bytes(10000))
-    data = map_file(path)
+    data = MappedFile(path).data
     data[5000] = 1
     assert path.read_bytes() == bytes(10000)
 
@@ -138,11 +138,27 @@ def test_reading_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(memory, "_PIECE", 1000)
     data = np.random.default_rng().integers(0, 256, 12345, np.uint8)
     (tmp_path / "file").write_bytes(data.tobytes())
-    into = np.zeros(11111, np.uint8)
-    read_all([Reading(tmp_path / "file", 77, into)], 3)
-    np.testing.assert_array_equal(into, data[77 : 77 + into.size])
-    with pytest.raises(OSError, match="ends too early"):
-        read_all([Reading(tmp_path / "file", 2000, into)], 3)
+    file = MappedFile(tmp_path / "file")
+    (tmp_path / "file").unlink()  # a folder may be built anew while it is in use
+    for threads in (1, 3):
+        into = np.zeros(11111, np.uint8)
+        read_all([Reading(file, 77, into)], threads)
+        np.testing.assert_array_equal(into, data[77 : 77 + into.size])
+        with pytest.raises(OSError, match="ends too early"):
+            read_all([Reading(file, 2000, into)], threads)
+
+
+def test_moving_behind_the_first_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "choose_placement", lambda asked, nbytes: "resident")
+    part = random_arrays(0)
+    shard = make_shard(tmp_path / "0.bin", part, gap=0)
+    loaded = load_weights([shard], sorted(part), CPU, "auto")
+    assert loaded.later is not None
+    for tensors in (loaded.tensors, loaded.later.result(timeout=60)):
+        for name, tensor in zip(sorted(part), tensors, strict=True):
+            np.testing.assert_array_equal(values(tensor), part[name])
+    monkeypatch.setattr(weights, "choose_placement", lambda asked, nbytes: "mapped")
+    assert load_weights([shard], sorted(part), CPU, "auto").later is None
 
 
 def test_where_weights_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +181,9 @@ def test_memory_of_the_group_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory.available_memory() < 2**60
 
 
-def test_the_answer_is_the_same_and_a_shifted_folder_runs(own_built: Path) -> None:
+def test_the_answer_is_the_same_and_a_shifted_folder_runs(
+    own_built: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     params = SamplingParams(temperature=0.8, seed=3, max_tokens=12, ignore_eos=True)
 
     def answer(placement: str) -> tuple[list[int], np.ndarray]:
@@ -174,7 +192,20 @@ def test_the_answer_is_the_same_and_a_shifted_folder_runs(own_built: Path) -> No
         ids = [i for delta in engine.generate([5, 6, 7], params) for i in delta.token_ids]
         return ids, engine.score_tokens([5, 6, 7, 8])
 
+    # Read behind the first pass, taken over by a later one, or not, when that fails.
+    monkeypatch.setattr(weights, "choose_placement", lambda asked, nbytes: "resident")
     ids, logits = answer("mapped")
+    engine = Engine(own_built, "cpu", max_total_tokens=256)
+    assert engine.weights == "mapped"
+    engine._runtime._later.exception(timeout=60)
+    np.testing.assert_array_equal(engine.score_tokens([5, 6, 7, 8]), logits)
+    assert engine.weights == "resident"
+    monkeypatch.setattr(weights, "new_buffer", lambda nbytes: 1 / 0)
+    engine = Engine(own_built, "cpu", max_total_tokens=256)
+    engine._runtime._later.exception(timeout=60)
+    np.testing.assert_array_equal(engine.score_tokens([5, 6, 7, 8]), logits)
+    assert engine.weights == "mapped"
+    monkeypatch.undo()
     for placement in PLACEMENTS:
         again, same = answer(placement)
         assert again == ids
