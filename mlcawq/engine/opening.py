@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,9 +22,26 @@ def open_engine(
     """An `Engine` with these options. Its tokenizer is read while TVM's runtime is imported; a
     folder that is not whole is refused before either. Raises UserError, as Engine does.
     """
-    built = read_folder(folder, library)
-    tokenizer = load_tokenizer(built)
-    import_tvm_runtime()
-    from mlcawq.engine.engine import Engine
+    with _no_garbage():
+        built = read_folder(folder, library)
+        tokenizer = load_tokenizer(built)
+        import_tvm_runtime()
+        from mlcawq.engine.engine import Engine
 
-    return Engine(built, device, tokenizer=tokenizer, **options)
+        return Engine(built, device, tokenizer=tokenizer, **options)
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """What is imported and loaded here stays to the end: looking through it for garbage, now and
+    between tokens, would find nothing.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

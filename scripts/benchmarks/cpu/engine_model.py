@@ -24,6 +24,7 @@ class EngineModel:
             max_batch=1,
             max_total_tokens=capacity,
             threads=threads,
+            weights="resident",  # as chat has them after its first answer
         )
         self._runtime.add_sequence(0)
 
