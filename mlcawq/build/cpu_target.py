@@ -6,6 +6,7 @@ the best that the machine has when it is loaded.
 
 from __future__ import annotations
 
+import json
 import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -33,8 +34,8 @@ def level_target(level: Level) -> Target:
     return Target(described)
 
 
-def native_target(processor: Processor | None = None, *, tiles: bool = True) -> Target:
-    """This machine's processor, with the features that it really has; tiles: AMX among them.
+def native_target(processor: Processor | None = None) -> Target:
+    """This machine's processor, with the features that it really has.
 
     LLVM goes by the model, and virtual machines show models that lack what is there, or hide what
     the model promises; code that uses what is hidden would die of an illegal instruction.
@@ -47,12 +48,20 @@ def native_target(processor: Processor | None = None, *, tiles: bool = True) -> 
     if processor.features is None:
         return target
     promised = frozenset(features_of(target))
-    features = processor.features
-    if not tiles:
-        features = frozenset(name for name in features if not name.startswith("amx-"))
-    mattr = [f"+{name}" for name in sorted(features - promised)]
-    mattr += [f"-{name}" for name in sorted(promised - features)]
+    mattr = [f"+{name}" for name in sorted(processor.features - promised)]
+    mattr += [f"-{name}" for name in sorted(promised - processor.features)]
     return Target({"kind": "llvm", "mcpu": mcpu, "mattr": mattr}) if mattr else target
+
+
+def without_tiles(target: Target) -> Target:
+    """`target` less AMX, for libraries that do not ask the system for its registers."""
+    from mlcawq.graph._tvm import Target
+
+    tiles = [f"-{name}" for name in features_of(target) if name.startswith("amx-")]
+    if not tiles:
+        return target
+    attributes = json.loads(str(target))
+    return Target({**attributes, "mattr": [*attributes.get("mattr", ()), *tiles]})
 
 
 def features_of(target: Target) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from mlcawq.build.cpu_target import (
     features_of,
     level_target,
     native_target,
+    without_tiles,
 )
 from mlcawq.build.targets import resolve_target, target_device
 from mlcawq.engine.processor import Processor, this_processor
@@ -61,6 +62,14 @@ def test_features_that_the_machine_hides_are_switched_off() -> None:
     assert set(features_of(target)) == features
     believed = native_target(Processor("x86_64", None))
     assert "mattr" not in believed.attrs
+
+
+@pytest.mark.skipif(HERE != "x86_64", reason="features of x86")
+@pytest.mark.parametrize("name", ["amx", "avx512"])
+def test_tiles_can_be_left_out(name: str) -> None:
+    target = resolve_target(f"cpu:{name}")
+    rest = {feature for feature in features_of(target) if not feature.startswith("amx-")}
+    assert set(features_of(without_tiles(target))) == rest
 
 
 @has_levels

@@ -18,6 +18,8 @@ from mlcawq.doctor import compilers, cuda, machine, mlc, packages, vulkan
 from mlcawq.doctor.findings import Finding
 from mlcawq.doctor.processes import run, run_python
 from mlcawq.doctor.report import _safely, capabilities, examine
+from mlcawq.engine.processor import Processor
+from tir_kernels.levels import levels_of
 
 
 def program(folder: Path, name: str, script: str) -> Path:
@@ -237,6 +239,16 @@ def test_capabilities_follow_from_findings() -> None:
 def test_the_machine_is_described() -> None:
     names = {finding.name for finding in machine.findings()}
     assert names >= {"system", "python", "processor", "memory", "disk here"}
+
+
+def test_the_level_of_the_processor() -> None:
+    levels = levels_of("x86_64")
+    here = Processor("x86_64", frozenset(levels[1].features))
+    assert machine._level(here) == f"; level {levels[1].name}"
+    below = Processor("x86_64", frozenset(levels[0].features) - {"popcnt"})
+    assert machine._level(below).endswith("(lacks popcnt)")
+    assert machine._level(Processor("x86_64", None)) == ""
+    assert machine._level(Processor("riscv64", frozenset())) == ""
 
 
 def test_a_whole_examination(monkeypatch: pytest.MonkeyPatch) -> None:

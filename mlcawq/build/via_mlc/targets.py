@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlcawq.build.chat_config import library_name
 from mlcawq.build.checks import Collector
-from mlcawq.build.cpu_target import native_target
+from mlcawq.build.cpu_target import without_tiles
 from mlcawq.build.link import find_compiler
 from mlcawq.build.targets import resolve_target, target_device
 from mlcawq.build.via_mlc.interpreter import MlcInterpreter
@@ -86,8 +86,10 @@ def resolve(asked: str, interpreter: MlcInterpreter | None, *, plugin: bool) -> 
             "--target",
             "leave --no-plugin out (the library then goes through WGSL), or install mlc.ai's TVM",
         )
-    # mlc_llm's libraries have one variant, and nothing in them asks the system for AMX's registers.
-    target = native_target(tiles=False) if asked == "cpu" else resolve_target(asked)
+    # mlc_llm's libraries have one variant, this machine's where nothing else is asked for.
+    target = resolve_target("cpu:native" if asked == "cpu" else asked)
+    if target_device(target) == "cpu":
+        target = without_tiles(target)
     generator = "webgpu" if kind == "vulkan" else {"cpu": "llvm"}.get(kind, kind)
     _require_generator(asked, generator, interpreter)
     return MlcTarget(_as_json(target), library_name(target_device(target)), target)

@@ -10,7 +10,7 @@ import pytest
 from mlc_libraries import SIZES, built_by_mlc_llm, case, compiled
 
 from mlcawq.build.compile import compile_model
-from mlcawq.build.cpu_target import native_target
+from mlcawq.build.cpu_target import native_target, without_tiles
 from mlcawq.build.targets import target_record
 from tests.graph.built_library import (
     build_weights,
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.mlc_llm
 
 
 def native_cpu() -> dict[str, object]:
-    record = target_record(native_target(tiles=False))
+    record = target_record(without_tiles(native_target()))
     return {**record, "host": record}
 
 
