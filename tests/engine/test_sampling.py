@@ -1,5 +1,7 @@
 """The sampler against slow, obvious references, and against transformers' own processors."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -56,6 +58,43 @@ def test_nucleus_by_definition_on_large_vocabularies():
                 break
         ids, _ = candidates(logits, SamplingParams(top_p=0.8))
         assert sorted(nucleus) == list(ids)
+
+
+@pytest.mark.parametrize("sorted_at_once", [4, 64, 10**6])
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 0.999999])
+def test_the_first_of_equal_tokens_are_in_the_nucleus(top_p, sorted_at_once, monkeypatch):
+    monkeypatch.setattr("mlcawq.engine.sampling._SORTED", sorted_at_once)
+    for seed in range(10):
+        logits = np.round(random_logits(seed, 3000) / 3)  # a dozen values
+        probs = np.exp(logits.astype(np.float64))
+        probs /= probs.sum()
+        order = np.argsort(-probs, kind="stable")
+        count = int(np.searchsorted(np.cumsum(probs[order]), top_p - 1e-12)) + 1
+        ids, kept = candidates(logits, SamplingParams(top_p=top_p))
+        assert list(ids) == sorted(order[:count])
+        np.testing.assert_allclose(kept, probs[ids] / probs[ids].sum(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("size", [1, 2, 511, 512, 513, 3000])
+def test_a_draw_is_the_inverse_of_the_distribution(size):
+    logits = random_logits(size, size)
+    logits[1::3] = -np.inf  # never chosen, also where a draw is as large as can be
+    running = np.cumsum(candidates(logits, SamplingParams())[1])
+    state = SamplerState(SamplingParams(), [], size)
+    for point in [*np.random.default_rng().random(300), 0.0, np.nextafter(1.0, 0.0)]:
+        state.rng = SimpleNamespace(random=lambda point=point: point)
+        token = sample(logits[None], [state], size)[0]
+        assert np.isfinite(logits[token])
+        assert running[token] >= point - 1e-12
+        assert token == 0 or running[token - 1] <= point + 1e-12
+
+
+def test_sampling_leaves_the_logits_as_they_are():
+    logits = random_logits(0)[None]
+    before = logits.copy()
+    params = SamplingParams(top_p=0.9, logit_bias={3: 5.0}, repetition_penalty=1.5, seed=1)
+    sample(logits, [SamplerState(params, [1, 2], 50)], 50)
+    np.testing.assert_array_equal(logits, before)
 
 
 def test_draws_follow_the_distribution():

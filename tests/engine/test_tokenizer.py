@@ -1,9 +1,10 @@
 """Prompts to token ids: equal to Hugging Face's for ordinary text, and safe for hostile text."""
 
+import json
 import random
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, normalizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers
 from tokenizers_for_tests import byte_level, sentencepiece_like
 
 from mlcawq.engine.conversation import Conversation
@@ -154,6 +155,28 @@ def test_prefix_ids_and_plain_text(folder):
 def test_stop_rules_turn_special_tokens_into_ids(folder):
     ours = ModelTokenizer(byte_level(folder / "s.json"), CHATML)
     assert ours.stop_rules() == ({0, ours.token_id("<|im_end|>")}, ("User:",))
+
+
+@pytest.mark.parametrize(
+    ("ids", "added", "size"),
+    [
+        ([0, 1, 2], 0, 3),
+        ([0, 1, 2], 2, 5),
+        ([0, 1, 4], 0, 5),  # a gap
+        ([0, 2, 3, 4], 0, 5),  # a gap, and a token that has the number of tokens as its id
+        ([0, 1, 5000], 0, 5001),  # far behind
+    ],
+)
+def test_size_is_one_more_than_the_largest_id(tmp_path, ids, added, size):
+    tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in ids}, unk_token="w0"))
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    for i in range(added):
+        token = {"id": max(ids) + 1 + i, "content": f"<{i}>", "special": True}
+        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        data["added_tokens"].append({**token, **flags})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    assert ModelTokenizer(tmp_path / "tokenizer.json", CHATML).size == size
 
 
 def test_an_unreadable_tokenizer(folder):
