@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -80,14 +80,15 @@ def chat(
     ] = None,
     threads: Annotated[
         int | None,
-        typer.Option("--threads", help="Of the CPU.  [default: one for each physical core]"),
+        typer.Option("--threads", min=1, help="Of the CPU.  [default: one for each physical core]"),
     ] = None,
     weights: Annotated[
-        str,
+        Literal["auto", "mapped", "resident"],
         typer.Option(
             "--weights",
             help="On the CPU: mapped leaves them in their files, resident reads them into huge "
-            "pages (faster, takes their size in memory), auto does so where memory is plentiful.",
+            "pages (faster, takes their size in memory), auto does so, behind the first answer, "
+            "where memory is plentiful.",
         ),
     ] = "auto",
     json_output: Annotated[

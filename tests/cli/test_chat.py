@@ -178,6 +178,21 @@ def test_wrong_values_are_named_together_before_anything_is_loaded(run, tmp_path
     assert result.stdout == ""
 
 
+def test_threads_and_weights(document, run, built):
+    found = [
+        document(built, "--prompt", "x", "--temperature", 0, "--max-tokens", 5, *arguments)
+        for arguments in (
+            ("--threads", 1, "--weights", "mapped"),
+            ("--weights", "resident"),
+        )
+    ]
+    assert found[0]["answer"] == found[1]["answer"]
+    assert (found[0]["threads"], found[0]["weights"]) == (1, "mapped")
+    assert (found[1]["threads"] >= 1, found[1]["weights"]) == (True, "resident")
+    assert "--threads" in run(built, "--prompt", "x", "--threads", 0, code=2).stderr
+    assert "mapped" in run(built, "--prompt", "x", "--weights", "disk", code=2).stderr
+
+
 def test_a_long_prompt_and_a_wrong_folder_are_clear_errors(run, built, tmp_path):
     assert "context window" in run(built, "--prompt", "x " * 500, code=1).stderr
     assert "mlc-chat-config.json is missing" in run(tmp_path, "--prompt", "x", code=1).stderr
