@@ -1,11 +1,7 @@
 """Kernels for LLVM targets: vectors of the host's width, threads of TVM's pool, fp32 sums."""
 
-from tir_kernels.cpu.attention import (
-    attention_prefill_paged,
-    attention_prefill_ragged,
-    merge_state,
-)
 from tir_kernels.cpu.attention_decode import attention_decode_paged
+from tir_kernels.cpu.attention_prefill import attention_prefill_paged, attention_prefill_ragged
 from tir_kernels.cpu.dense import dense_linear
 from tir_kernels.cpu.elementwise import add_rms_norm, qk_norm, rms_norm, silu_multiply
 from tir_kernels.cpu.expert_sums import expert_sums
@@ -16,6 +12,7 @@ from tir_kernels.cpu.logits import (
     apply_penalty_inplace,
     softmax_with_temperature,
 )
+from tir_kernels.cpu.merge_state import merge_state
 from tir_kernels.cpu.pages import append_to_pages, copy_page, read_slots
 from tir_kernels.cpu.rotary import split_rotary
 from tir_kernels.cpu.rows import gather_rows, last_row, scatter_rows, take_rows

@@ -1,4 +1,4 @@
-"""Sums and maxima across the lanes of vectors, by shuffles that every instruction set has."""
+"""Work across the lanes of vectors, by shuffles that every instruction set has."""
 
 from __future__ import annotations
 
@@ -60,6 +60,42 @@ def sum_whole(lanes: int) -> Any:
     parts = max(lanes // PART, 1)
     index = [PART * 2 * (j // PART) + j % PART for j in range(lanes)]
     return _in_turn([_add_pairs(lanes, rows, index, PART) for rows in _halves(parts)])
+
+
+def transpose(lanes: int) -> Any:
+    """TIR (upper, lower), each [lanes / 2, lanes]: the square matrix that they are the halves of
+    becomes its transpose. In halves, because TVM keeps only less than a kilobyte in registers.
+    """
+    half = lanes // 2
+    every = T.ramp(0, 1, lanes)
+
+    def exchange(step: int) -> Any:
+        """Blocks of `step` off the diagonal change places, in rows that are `step` apart."""
+        stay = [j if not j & step else lanes + j - step for j in range(lanes)]
+        move = [j + step if not j & step else lanes + j for j in range(lanes)]
+
+        @T.inline
+        def rows(x, i, y, k):
+            kept = T.alloc_buffer((lanes,), "float32")
+            kept[every] = x[i, every]
+            x[i, every] = T.Shuffle([kept[every], y[k, every]], stay)
+            y[k, every] = T.Shuffle([kept[every], y[k, every]], move)
+
+        @T.inline
+        def halves(upper, lower):
+            for i in T.unroll(half):
+                rows(upper, i, lower, i)
+
+        @T.inline
+        def within(upper, lower):
+            for i in T.unroll(half // 2):
+                first = T.meta_var(i // step * (2 * step) + i % step)
+                rows(upper, first, upper, first + step)
+                rows(lower, first, lower, first + step)
+
+        return halves if step == half else within
+
+    return _in_turn([exchange(1 << k) for k in reversed(range(lanes.bit_length() - 1))])
 
 
 def _halves(count: int) -> list[int]:
