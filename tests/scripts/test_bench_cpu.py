@@ -379,7 +379,8 @@ def run(tmp_path: Path, *options: str) -> dict[str, Any]:
 
 @pytest.mark.slow
 def test_ours_and_pytorch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    content = run(tmp_path, "--contenders", "ours", "PyTorch", "--heads", "float16", "int8")
+    options = "--contenders ours PyTorch --heads float16 int8 int4 --target cpu:native"
+    content = run(tmp_path, *options.split())
     (part,) = content["parts"]
     assert {one["project"] for one in part["contenders"]} == {OURS, PYTORCH}
     for one in part["contenders"]:
