@@ -87,7 +87,7 @@ def chat(
         typer.Option(
             "--weights",
             help="On the CPU: mapped leaves them in their files, resident reads them into huge "
-            "pages (faster, takes their size in memory), auto does so, behind the first answer, "
+            "pages (faster, takes their size in memory), auto does so, behind the first tokens, "
             "where memory is plentiful.",
         ),
     ] = "auto",

@@ -102,7 +102,7 @@ class Engine:
     threads: that a CPU computes on; by default one for each physical core.
     weights: for a CPU, "mapped" leaves them in their files, "resident" reads them into huge pages,
     which decodes faster and takes their size in memory; "auto" does that where there is plenty,
-    behind the first answer.
+    behind the first tokens.
     tokenizer: one that somebody has begun to load.
 
     Raises UserError when the folder is incomplete, damaged, or its parts do not fit together.

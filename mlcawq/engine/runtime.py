@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ class ModelRuntime:
         self._weight_bytes = sum(t.nbytes for shard in built.shards for t in shard.tensors)
         with self._out_of_memory("the weights are loaded", "choose another --device"):
             loaded = load_weights(built.shards, names, self.device.tvm, placement, self.threads)
-        self._params, self._later = tvm_ffi.convert(loaded.tensors), loaded.later
+        self._params, self._move = tvm_ffi.convert(loaded.tensors), loaded.move
+        self._moved: Future[list[Any]] | None = None
         self.weights = "resident" if placement == "resident" else "mapped"
         smaller = "free memory, or build with a smaller --context-window-size"
         with self._out_of_memory("the KV cache is allocated", smaller):
@@ -152,6 +154,8 @@ class ModelRuntime:
 
     def decode(self, sequences: Sequence[int], tokens: Sequence[int]) -> np.ndarray:
         """Append one token to each sequence. Returns logits float32 [len(sequences), V]."""
+        if self._move is not None:  # now that the first token is out, and others are wanted
+            self._moved, self._move = self._move(), None
         embedded = self._embed(tokens, batch_first=False)
         name = "decode" if len(sequences) == 1 else "batch_decode"
         logits = self._forward(sequences, [1] * len(sequences), name, embedded)
@@ -192,20 +196,20 @@ class ModelRuntime:
         """
         if self.device.kind == "cpu":
             use_threads(self.threads)  # here: each pass may be called from another thread
-            self._take_over()
+            self._take_over_moved()
         hidden = self._functions["embed"](self._token_ids(tokens), self._params)
         n, width = (int(s) for s in hidden.shape)
         shape = [1, n, width] if batch_first else [n, 1, width]
         return self._reshape(hidden, tvm_ffi.Shape(shape))
 
-    def _take_over(self) -> None:
-        """From here on use the weights that have been read behind the passes before, if they are
-        there; the same bytes. Where they could not be read the mapped ones stay.
+    def _take_over_moved(self) -> None:
+        """From here on use the weights that were moved behind the passes before, if they are
+        there; the same bytes. Where they could not be moved the mapped ones stay.
         """
-        if self._later is not None and self._later.done():
-            if self._later.exception() is None:
-                self._params, self.weights = tvm_ffi.convert(self._later.result()), "resident"
-            self._later = None
+        if self._moved is not None and self._moved.done():
+            if self._moved.exception() is None:
+                self._params, self.weights = tvm_ffi.convert(self._moved.result()), "resident"
+            self._moved = None
 
     def _token_ids(self, tokens: Sequence[int]) -> Any:
         """On the device. As many as are decoded at once go where the last ones of that number were:

@@ -7,9 +7,10 @@ or of one buffer in huge pages that the files are read into. The bytes are the s
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import ml_dtypes
@@ -64,11 +65,12 @@ def choose_placement(asked: Placement, nbytes: int) -> Literal["mapped", "reside
 class Weights:
     """tensors: on the device, in the order of the names that were given.
 
-    later: the same, resident; until they are there the mapped ones serve.
+    move: begins to read the same ones into huge pages, where that is worth it; until they are
+    there the mapped ones serve.
     """
 
     tensors: list[Any]
-    later: Future[list[Any]] | None = None
+    move: Callable[[], Future[list[Any]]] | None = None
 
 
 def load_weights(
@@ -81,7 +83,7 @@ def load_weights(
     """The named tensors on `device`.
 
     placement: on a CPU; with "auto", where they are to be resident, they are mapped first and
-    read behind the first answer. threads: that read. Raises UserError naming every shard whose
+    can be moved later. threads: that read. Raises UserError naming every shard whose
     bytes are not those that were written, MemoryError where there is no room.
     """
     wanted = list(names)
@@ -99,11 +101,11 @@ def load_weights(
     nbytes = sum(shard.nbytes for shard in shards)
     if choose_placement(placement, nbytes) == "resident":
 
-        def move() -> list[Any]:
-            moved = _resident(files, needed, threads=1)
-            return [moved[name] for name in wanted]
+        def moved() -> list[Any]:
+            tensors = _resident(files, needed, threads=1)
+            return [tensors[name] for name in wanted]
 
-        weights.later = in_background(move)
+        weights.move = partial(in_background, moved)
     return weights
 
 

@@ -148,17 +148,17 @@ def test_reading_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             read_all([Reading(file, 2000, into)], threads)
 
 
-def test_moving_behind_the_first_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moving_behind_the_first_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "choose_placement", lambda asked, nbytes: "resident")
     part = random_arrays(0)
     shard = make_shard(tmp_path / "0.bin", part, gap=0)
     loaded = load_weights([shard], sorted(part), CPU, "auto")
-    assert loaded.later is not None
-    for tensors in (loaded.tensors, loaded.later.result(timeout=60)):
+    assert loaded.move is not None
+    for tensors in (loaded.tensors, loaded.move().result(timeout=60)):
         for name, tensor in zip(sorted(part), tensors, strict=True):
             np.testing.assert_array_equal(values(tensor), part[name])
     monkeypatch.setattr(weights, "choose_placement", lambda asked, nbytes: "mapped")
-    assert load_weights([shard], sorted(part), CPU, "auto").later is None
+    assert load_weights([shard], sorted(part), CPU, "auto").move is None
 
 
 def test_where_weights_go(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,19 +192,20 @@ def test_the_answer_is_the_same_and_a_shifted_folder_runs(
         ids = [i for delta in engine.generate([5, 6, 7], params) for i in delta.token_ids]
         return ids, engine.score_tokens([5, 6, 7, 8])
 
-    # Read behind the first pass, taken over by a later one, or not, when that fails.
-    monkeypatch.setattr(weights, "choose_placement", lambda asked, nbytes: "resident")
     ids, logits = answer("mapped")
-    engine = Engine(own_built, "cpu", max_total_tokens=256)
-    assert engine.weights == "mapped"
-    engine._runtime._later.exception(timeout=60)
-    np.testing.assert_array_equal(engine.score_tokens([5, 6, 7, 8]), logits)
-    assert engine.weights == "resident"
-    monkeypatch.setattr(weights, "new_buffer", lambda nbytes: 1 / 0)
-    engine = Engine(own_built, "cpu", max_total_tokens=256)
-    engine._runtime._later.exception(timeout=60)
-    np.testing.assert_array_equal(engine.score_tokens([5, 6, 7, 8]), logits)
-    assert engine.weights == "mapped"
+    # What is moved while tokens are decoded is taken over by a later pass, or not, if that fails.
+    monkeypatch.setattr(weights, "choose_placement", lambda asked, nbytes: "resident")
+    for new_buffer_of, placement in ((new_buffer, "resident"), (lambda nbytes: 1 / 0, "mapped")):
+        monkeypatch.setattr(weights, "new_buffer", new_buffer_of)
+        engine = Engine(own_built, "cpu", max_total_tokens=256)
+        np.testing.assert_array_equal(engine.score_tokens([5, 6, 7, 8]), logits)
+        assert (engine._runtime._moved, engine.weights) == (None, "mapped")
+        for _ in range(2):
+            again = [i for delta in engine.generate([5, 6, 7], params) for i in delta.token_ids]
+            assert again == ids
+            if engine._runtime._moved is not None:
+                engine._runtime._moved.exception(timeout=60)
+        assert engine.weights == placement
     monkeypatch.undo()
     for placement in PLACEMENTS:
         again, same = answer(placement)

@@ -24,7 +24,7 @@ class EngineModel:
             max_batch=1,
             max_total_tokens=capacity,
             threads=threads,
-            weights="resident",  # as chat has them after its first answer
+            weights="resident",  # as chat has them after its first tokens
         )
         self._runtime.add_sequence(0)
 
