@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlcawq.build.cpu_target import Variant, cpu_variants, features_of
+from mlcawq.build.cpu_target import Variant, cpu_variants, variant_of
 from mlcawq.build.cuda_compiler import KernelReport
 from mlcawq.build.link import find_tools
 from mlcawq.build.targets import resolve_target, target_device, target_record
@@ -102,4 +102,4 @@ def _variants(target: str | Target, resolved: Target) -> tuple[Variant, ...]:
     """Of a library for processors; one that is described in JSON, or made by code, has one."""
     if isinstance(target, str) and target.partition(":")[0] == "cpu":
         return cpu_variants(target)
-    return (Variant("custom", resolved, features_of(resolved)),)
+    return (variant_of(resolved),)

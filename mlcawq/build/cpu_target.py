@@ -7,10 +7,12 @@ the best that the machine has when it is loaded.
 from __future__ import annotations
 
 import json
+import os
 import platform
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from mlcawq.engine.cpu_library import LEVEL_VARIABLE
 from mlcawq.engine.processor import Processor, this_processor
 from mlcawq.errors import UserError
 from tir_kernels.levels import FEATURES, Level, architecture_named, level_named, levels_of
@@ -121,14 +123,25 @@ def _of_level(level: Level) -> Variant:
     return Variant(level.name, level_target(level), level.features)
 
 
+def variant_of(target: Target) -> Variant:
+    """The only variant of a library for a target that was made elsewhere."""
+    architecture = target_architecture(target)
+    for level in levels_of(architecture):
+        if str(level_target(level)) == str(target):
+            return _of_level(level)
+    return Variant("custom", target, features_of(target))
+
+
 def cpu_target(asked: str = "cpu") -> Target:
-    """Of the variants that a library for `asked` holds, the one that runs here; else the lowest.
+    """Of the variants that a library for `asked` holds, the one that would run here, where
+    MLCAWQ_CPU_LEVEL has its say; the lowest where none would.
 
     Raises UserError as `cpu_variants` does.
     """
     variants = cpu_variants(asked)
-    processor = this_processor()
+    processor, forced = this_processor(), os.environ.get(LEVEL_VARIABLE)
     here = [variant for variant in variants if not processor.lacks(variant.features)]
+    here = [variant for variant in here if variant.name == forced] or here
     return (here or variants)[-1 if here else 0].target
 
 

@@ -12,9 +12,11 @@ from mlcawq.build.cpu_target import (
     features_of,
     level_target,
     native_target,
+    variant_of,
     without_tiles,
 )
 from mlcawq.build.targets import resolve_target, target_device
+from mlcawq.engine.cpu_library import LEVEL_VARIABLE
 from mlcawq.engine.processor import Processor, this_processor
 from mlcawq.errors import UserError
 from tir_kernels.levels import FEATURES, LEVELS, Level, architecture_named, levels_of
@@ -78,6 +80,22 @@ def test_one_level() -> None:
     (variant,) = cpu_variants(f"cpu:{level.name}")
     assert (variant.name, variant.features) == (level.name, level.features)
     assert str(resolve_target(f"cpu:{level.name}")) == str(level_target(level))
+
+
+@has_levels
+def test_the_level_that_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    lowest = this_processor().levels[0]
+    monkeypatch.setenv(LEVEL_VARIABLE, lowest.name)
+    assert str(cpu_target()) == str(level_target(lowest))
+
+
+@has_levels
+def test_targets_that_were_made_elsewhere() -> None:
+    level = levels_of(HERE)[-1]
+    assert variant_of(level_target(level)).name == level.name
+    other = variant_of(without_tiles(native_target()))
+    assert other.name == "custom"
+    assert other.features == features_of(other.target)
 
 
 def test_levels_that_are_refused() -> None:
