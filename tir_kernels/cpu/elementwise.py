@@ -5,11 +5,25 @@ from tir_kernels.cpu.fast_math import exp
 from tir_kernels.cpu.tiling import largest_fitting, tiling_of
 from tir_kernels.memo import memoized
 
+MANY = 8  # rows from which on waking other threads pays
+
 
 @memoized
 def rms_norm(target: Target, size: int, eps: float, dtype: str) -> PrimFunc:
     """(x [m, size], weight [size], out [m, size]): root mean square norm (arXiv 1910.07467)."""
     lanes, root_mean_square = _root_mean_square(target, size, eps)
+
+    @T.inline
+    def norm_row(r, x, weight, out):
+        inverse = T.alloc_buffer((1,), "float32")
+        read = T.meta_var(_row_of(x, r, 0))
+        root_mean_square(read, inverse)
+        for i in range(size // lanes):
+            for j in T.vectorized(lanes):
+                out[r, i * lanes + j] = T.Cast(
+                    dtype,
+                    read(i * lanes + j) * inverse[0] * T.Cast("float32", weight[i * lanes + j]),
+                )
 
     @T.prim_func(private=True, s_tir=True)
     def norm(x_handle: T.handle, weight: T.Buffer((size,), dtype), out_handle: T.handle):
@@ -17,16 +31,12 @@ def rms_norm(target: Target, size: int, eps: float, dtype: str) -> PrimFunc:
         m = T.int64()
         x = T.match_buffer(x_handle, (m, size), dtype)
         out = T.match_buffer(out_handle, (m, size), dtype)
-        for r in range(m):
-            inverse = T.alloc_buffer((1,), "float32", scope="local")
-            read = T.meta_var(_row_of(x, r, 0))
-            root_mean_square(read, inverse)
-            for i in range(size // lanes):
-                for j in T.vectorized(lanes):
-                    out[r, i * lanes + j] = T.Cast(
-                        dtype,
-                        read(i * lanes + j) * inverse[0] * T.Cast("float32", weight[i * lanes + j]),
-                    )
+        if m < MANY:
+            for r in range(m):
+                norm_row(r, x, weight, out)
+        else:
+            for r in T.parallel(m):
+                norm_row(r, x, weight, out)
 
     return norm
 
@@ -38,6 +48,25 @@ def add_rms_norm(target: Target, size: int, eps: float, dtype: str) -> PrimFunc:
     total = x + residual, rounded to dtype as the residual stream is; out = norm of it.
     """
     lanes, root_mean_square = _root_mean_square(target, size, eps)
+
+    @T.inline
+    def norm_row(r, x, residual, weight, total, out):
+        inverse = T.alloc_buffer((1,), "float32")
+        for i in range(size // lanes):
+            for j in T.vectorized(lanes):
+                total[r, i * lanes + j] = T.Cast(
+                    dtype,
+                    T.Cast("float32", x[r, i * lanes + j])
+                    + T.Cast("float32", residual[r, i * lanes + j]),
+                )
+        read = T.meta_var(_row_of(total, r, 0))
+        root_mean_square(read, inverse)
+        for i in range(size // lanes):
+            for j in T.vectorized(lanes):
+                out[r, i * lanes + j] = T.Cast(
+                    dtype,
+                    read(i * lanes + j) * inverse[0] * T.Cast("float32", weight[i * lanes + j]),
+                )
 
     @T.prim_func(private=True, s_tir=True)
     def norm(
@@ -53,23 +82,12 @@ def add_rms_norm(target: Target, size: int, eps: float, dtype: str) -> PrimFunc:
         residual = T.match_buffer(residual_handle, (m, size), dtype)
         total = T.match_buffer(total_handle, (m, size), dtype)
         out = T.match_buffer(out_handle, (m, size), dtype)
-        for r in range(m):
-            inverse = T.alloc_buffer((1,), "float32", scope="local")
-            for i in range(size // lanes):
-                for j in T.vectorized(lanes):
-                    total[r, i * lanes + j] = T.Cast(
-                        dtype,
-                        T.Cast("float32", x[r, i * lanes + j])
-                        + T.Cast("float32", residual[r, i * lanes + j]),
-                    )
-            read = T.meta_var(_row_of(total, r, 0))
-            root_mean_square(read, inverse)
-            for i in range(size // lanes):
-                for j in T.vectorized(lanes):
-                    out[r, i * lanes + j] = T.Cast(
-                        dtype,
-                        read(i * lanes + j) * inverse[0] * T.Cast("float32", weight[i * lanes + j]),
-                    )
+        if m < MANY:
+            for r in range(m):
+                norm_row(r, x, residual, weight, total, out)
+        else:
+            for r in T.parallel(m):
+                norm_row(r, x, residual, weight, total, out)
 
     return norm
 
@@ -96,6 +114,18 @@ def qk_norm(
                     read(i * lanes + j) * inverse[0] * T.Cast("float32", weight[i * lanes + j]),
                 )
 
+    @T.inline
+    def norm_row(r, qkv, q_weight, k_weight, out):
+        inverse = T.alloc_buffer((1,), "float32")
+        for h in range(q_heads):
+            normalize_head(qkv, r, h * head_dim, q_weight, inverse, out)
+        for h in range(kv_heads):
+            normalize_head(qkv, r, (q_heads + h) * head_dim, k_weight, inverse, out)
+        for h in range(kv_heads):
+            for j in T.vectorized(head_dim):
+                column = T.meta_var((q_heads + kv_heads + h) * head_dim + j)
+                out[r, column] = qkv[r, column]
+
     @T.prim_func(private=True, s_tir=True)
     def norm(
         qkv_handle: T.handle,
@@ -107,15 +137,12 @@ def qk_norm(
         m = T.int64()
         qkv = T.match_buffer(qkv_handle, (m, width), dtype)
         out = T.match_buffer(out_handle, (m, width), dtype)
-        for r in range(m):
-            inverse = T.alloc_buffer((1,), "float32", scope="local")
-            for h in range(q_heads):
-                normalize_head(qkv, r, h * head_dim, q_weight, inverse, out)
-            for h in range(kv_heads):
-                normalize_head(qkv, r, (q_heads + h) * head_dim, k_weight, inverse, out)
-            for j in range(kv_heads * head_dim):
-                column = T.meta_var((q_heads + kv_heads) * head_dim + j)
-                out[r, column] = qkv[r, column]
+        if m < MANY:
+            for r in range(m):
+                norm_row(r, qkv, q_weight, k_weight, out)
+        else:
+            for r in T.parallel(m):
+                norm_row(r, qkv, q_weight, k_weight, out)
 
     return norm
 
@@ -128,20 +155,28 @@ def silu_multiply(target: Target, size: int, dtype: str) -> PrimFunc:
     def silu(x):
         return x / (T.float32(1) + exp(T.float32(0) - x))
 
+    @T.inline
+    def activate_row(r, gate_up, out):
+        for i in range(size // lanes):
+            for j in T.vectorized(lanes):
+                out[r, i * lanes + j] = T.Cast(
+                    dtype,
+                    silu(T.Cast("float32", gate_up[r, i * lanes + j]))
+                    * T.Cast("float32", gate_up[r, size + i * lanes + j]),
+                )
+
     @T.prim_func(private=True, s_tir=True)
     def activate(gate_up_handle: T.handle, out_handle: T.handle):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
         m = T.int64()
         gate_up = T.match_buffer(gate_up_handle, (m, 2 * size), dtype)
         out = T.match_buffer(out_handle, (m, size), dtype)
-        for r in range(m):
-            for i in range(size // lanes):
-                for j in T.vectorized(lanes):
-                    out[r, i * lanes + j] = T.Cast(
-                        dtype,
-                        silu(T.Cast("float32", gate_up[r, i * lanes + j]))
-                        * T.Cast("float32", gate_up[r, size + i * lanes + j]),
-                    )
+        if m < MANY:
+            for r in range(m):
+                activate_row(r, gate_up, out)
+        else:
+            for r in T.parallel(m):
+                activate_row(r, gate_up, out)
 
     return activate
 
@@ -163,7 +198,7 @@ def _root_mean_square(target: Target, size: int, eps: float):
 
     @T.inline
     def root_mean_square(read, inverse):
-        squares = T.alloc_buffer((lanes,), "float32", scope="local")
+        squares = T.alloc_buffer((lanes,), "float32")
         for j in T.vectorized(lanes):
             squares[j] = T.float32(0)
         for i in range(size // lanes):

@@ -6,6 +6,7 @@ can run either library. All but the softmax change the logits [batch, vocabulary
 
 from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.cpu.fast_math import exp
+from tir_kernels.cpu.lanes import fold
 from tir_kernels.cpu.tiling import tiling_of
 from tir_kernels.memo import memoized
 
@@ -19,6 +20,7 @@ def softmax_with_temperature(target: Target) -> PrimFunc:
     At a temperature of zero the largest logit gets probability 1; equals share it.
     """
     lanes = tiling_of(target).lanes
+    find_largest, add_up = fold(lanes, T.max), fold(lanes, lambda a, b: a + b)
 
     @T.prim_func(private=True, s_tir=True)
     def softmax(logits_handle: T.handle, temperature_handle: T.handle, out_handle: T.handle):
@@ -29,31 +31,49 @@ def softmax_with_temperature(target: Target) -> PrimFunc:
         temperature = T.match_buffer(temperature_handle, (batch,), "float32")
         out = T.match_buffer(out_handle, (batch, vocab), "float32")
         for b in T.parallel(batch):
-            largest = T.alloc_buffer((1,), "float32", scope="local")
-            total = T.alloc_buffer((1,), "float32", scope="local")
-            inverse = T.alloc_buffer((1,), "float32", scope="local")
-            largest[0] = T.min_value("float32")
-            for v in range(vocab):
-                largest[0] = T.max(largest[0], logits[b, v])
+            largest = T.alloc_buffer((1, lanes), "float32")
+            total = T.alloc_buffer((1, lanes), "float32")
+            inverse = T.alloc_buffer((1,), "float32")
+            for j in T.vectorized(lanes):
+                largest[0, j] = T.min_value("float32")
+                total[0, j] = T.float32(0)
+            for v in range(vocab // lanes):
+                for j in T.vectorized(lanes):
+                    largest[0, j] = T.max(largest[0, j], logits[b, v * lanes + j])
+            for v in range(vocab % lanes):
+                largest[0, 0] = T.max(largest[0, 0], logits[b, vocab - 1 - v])
+            find_largest(largest, 0)
             if temperature[b] > T.float32(GREEDY):
                 inverse[0] = T.float32(1) / temperature[b]
                 for v in range(vocab // lanes):
                     for j in T.vectorized(lanes):
                         out[b, v * lanes + j] = exp(
-                            (logits[b, v * lanes + j] - largest[0]) * inverse[0]
+                            (logits[b, v * lanes + j] - largest[0, j]) * inverse[0]
                         )
+                        total[0, j] = total[0, j] + out[b, v * lanes + j]
                 for v in range(vocab % lanes):
                     out[b, vocab - 1 - v] = exp(
-                        (logits[b, vocab - 1 - v] - largest[0]) * inverse[0]
+                        (logits[b, vocab - 1 - v] - largest[0, 0]) * inverse[0]
                     )
+                    total[0, 0] = total[0, 0] + out[b, vocab - 1 - v]
             else:
-                for v in range(vocab):
-                    out[b, v] = T.Select(logits[b, v] == largest[0], T.float32(1), T.float32(0))
-            total[0] = T.float32(0)
-            for v in range(vocab):
-                total[0] = total[0] + out[b, v]
-            for v in range(vocab):
-                out[b, v] = out[b, v] / total[0]
+                for v in range(vocab // lanes):
+                    for j in T.vectorized(lanes):
+                        out[b, v * lanes + j] = T.Select(
+                            logits[b, v * lanes + j] == largest[0, j], T.float32(1), T.float32(0)
+                        )
+                        total[0, j] = total[0, j] + out[b, v * lanes + j]
+                for v in range(vocab % lanes):
+                    out[b, vocab - 1 - v] = T.Select(
+                        logits[b, vocab - 1 - v] == largest[0, 0], T.float32(1), T.float32(0)
+                    )
+                    total[0, 0] = total[0, 0] + out[b, vocab - 1 - v]
+            add_up(total, 0)
+            for v in range(vocab // lanes):
+                for j in T.vectorized(lanes):
+                    out[b, v * lanes + j] = out[b, v * lanes + j] / total[0, j]
+            for v in range(vocab % lanes):
+                out[b, vocab - 1 - v] = out[b, vocab - 1 - v] / total[0, 0]
 
     return softmax
 
