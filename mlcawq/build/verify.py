@@ -367,8 +367,8 @@ def _limit(config: ChatConfig) -> float:
 
 
 _FIX = (
-    "the compiler or this machine is at fault, not the checkpoint: try --target "
-    '\'{"kind": "llvm", "mcpu": "x86-64-v3"}\', and report it; --no-verify builds all the same'
+    "the compiler or this machine is at fault, not the checkpoint: try another --target (for a CPU "
+    "cpu:x86-64-v3), and report it; --no-verify builds all the same"
 )
 
 
