@@ -1,5 +1,6 @@
-"""Exponentials as arithmetic: LLVM would call the C library once for each element instead."""
+"""Exponentials and angles as arithmetic: LLVM would call the C library for each element instead."""
 
+import math
 from typing import Any
 
 from tir_kernels._tvm import T
@@ -39,3 +40,32 @@ def exp2(x: Any) -> Any:
 def exp(x: Any) -> Any:
     """e^x of an fp32 expression, to about 1e-6 relative near zero."""
     return exp2(x * T.float32(_LOG2_E))
+
+
+def quarter_turns(angle: Any) -> Any:
+    """The nearest number of quarter turns to an fp32 angle, int32. In double precision, because
+    angles of positions times frequencies reach a hundred thousand radians.
+    """
+    turns = T.Cast("float64", angle) * T.float64(2 / math.pi)
+    return T.Cast("int32", T.floor(turns + T.float64(0.5)))
+
+
+def beyond(angle: Any, quarters: Any) -> Any:
+    """What an fp32 angle is beyond that many quarter turns, fp32: an eighth of a turn at most."""
+    whole = T.Cast("float64", quarters) * T.float64(math.pi / 2)
+    return T.Cast("float32", T.Cast("float64", angle) - whole)
+
+
+def sine(quarters: Any, rest: Any) -> Any:
+    """The sine, to 1e-7, of an angle of which `quarter_turns` and `beyond` were taken."""
+    odd = T.bitwise_and(quarters, 1) == 1
+    value = T.Select(odd, _series(rest, (2, 12, 30, 56)), rest * _series(rest, (6, 20, 42, 72)))
+    return T.Select(T.bitwise_and(quarters, 2) == 2, T.float32(0) - value, value)
+
+
+def _series(x: Any, divisors: tuple[int, ...]) -> Any:
+    """Taylor's series of the cosine, and of the sine over x, up to x^8."""
+    total = T.float32(1)
+    for divisor in reversed(divisors):
+        total = T.float32(1) - x * x * T.float32(1 / divisor) * total
+    return total

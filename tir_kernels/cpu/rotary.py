@@ -1,6 +1,7 @@
 """Splitting the fused q, k, v and rotating q and k (arXiv 2104.09864), pairs as in llama."""
 
 from tir_kernels._tvm import PrimFunc, T, Target
+from tir_kernels.cpu.fast_math import beyond, quarter_turns, sine
 from tir_kernels.memo import memoized
 
 
@@ -50,11 +51,20 @@ def split_rotary(
         k = T.match_buffer(k_handle, (rows, kv_heads, head_dim), dtype)
         v = T.match_buffer(v_handle, (rows, kv_heads, head_dim), dtype)
         for s in T.parallel(rows):
-            cos = T.alloc_buffer((half,), "float32", scope="local")
-            sin = T.alloc_buffer((half,), "float32", scope="local")
-            for d in range(half):
-                cos[d] = T.cos(T.Cast("float32", positions[s]) * frequencies[d]) * T.float32(scale)
-                sin[d] = T.sin(T.Cast("float32", positions[s]) * frequencies[d]) * T.float32(scale)
+            cos = T.alloc_buffer((half,), "float32")
+            sin = T.alloc_buffer((half,), "float32")
+            rest = T.alloc_buffer((half,), "float32")
+            quarters = T.alloc_buffer((half,), "int32")
+            for d in T.vectorized(half):
+                cos[d] = T.Cast("float32", positions[s]) * frequencies[d]
+            for d in T.vectorized(half):
+                quarters[d] = quarter_turns(cos[d])
+            for d in T.vectorized(half):
+                rest[d] = beyond(cos[d], quarters[d])
+            for d in T.vectorized(half):
+                sin[d] = sine(quarters[d], rest[d]) * T.float32(scale)
+            for d in T.vectorized(half):
+                cos[d] = sine(quarters[d] + 1, rest[d]) * T.float32(scale)
             for h in range(q_heads):
                 rotate(qkv, s, h, q, h, cos, sin)
             for h in range(kv_heads):
