@@ -15,6 +15,7 @@ from tir_kernels._tvm import PrimFunc, T, Target, target_has_features
 from tir_kernels.cpu.blocked_row import row_by_blocks
 from tir_kernels.cpu.blocked_rows import rows_by_blocks
 from tir_kernels.cpu.blocked_tiles import rows_in_tiles
+from tir_kernels.cpu.blocked_weight import four_bit_weight
 from tir_kernels.cpu.quantized_rows import with_quantized_rows
 from tir_kernels.layouts import BLOCKED, LinearShape
 from tir_kernels.memo import memoized
@@ -77,10 +78,12 @@ def blocked_linear(
 
 
 def _multiply(target: Target, shape: LinearShape, out_dtype: str, act_bits: int):
+    weight = four_bit_weight(target, shape)
+
     def kernel_of(planes, rows):
         if rows == 1:
-            return row_by_blocks(target, shape, out_dtype, planes)
-        return rows_by_blocks(target, shape, out_dtype, planes, rows)
+            return row_by_blocks(weight, out_dtype, planes)
+        return rows_by_blocks(weight, out_dtype, planes, rows)
 
     tiled = target_has_features("amx-int8", target)
     many = rows_in_tiles(target, shape, out_dtype, act_bits) if tiled else None

@@ -1,44 +1,68 @@
-"""Several rows against the blocked layout: a tile of rows by a vector of outputs in registers."""
+"""Several rows against a weight in blocks: a tile of rows by a vector of outputs in registers."""
 
 from __future__ import annotations
 
-from tir_kernels._tvm import T, Target
-from tir_kernels.cpu.blocked_group import (
-    STEPS,
-    group_factors,
-    group_product,
-    store_block,
-    unpacked,
-)
-from tir_kernels.cpu.integer_dot import integer_dot_of
-from tir_kernels.layouts import BLOCK_N, PACK, LinearShape
+from tir_kernels._tvm import T
+from tir_kernels.cpu.blocked_weight import BlockedWeight, group_product, store_outputs
+from tir_kernels.cpu.integer_dot import MOST
+from tir_kernels.layouts import BLOCK_N
 
 
-def rows_by_blocks(target: Target, shape: LinearShape, out_dtype: str, planes: int, rows: int):
+def rows_by_blocks(weight: BlockedWeight, out_dtype: str, planes: int, rows: int):
     """TIR for quantized rows against all blocks, `rows` at a time, in parallel.
 
     Arguments as of `blocked_row.row_by_blocks`. Rows past the last of the last tile repeat it, and
     are not stored.
     """
-    N, groups, blocks, words = shape.N, shape.groups, shape.blocks, shape.group_size // PACK
-    dot = integer_dot_of(target)
-    L = dot.lanes
-    load_factors = group_factors(L)
-    store = store_block(out_dtype, N, L)
+    blocks, groups, words, parts = weight.blocks, weight.groups, weight.words, weight.parts
+    L = weight.dot.lanes
+    store = store_outputs(out_dtype, weight.N, L)
+    # Parts of one place share sums: the pairs of all their words in a step are added at once.
+    places = sorted(set(weight.shifts))
+    steps = min(MOST * len(places) // parts, words)
 
-    def pairs(nibbles, xq, p, row, word):
+    def pairs(bytes_, xq, p, row, word, place):
         return [
-            (nibbles[u, half, T.ramp(0, 1, L)], T.broadcast(xq[p, row, 2 * (word + u) + half], L))
-            for u in range(STEPS)
-            for half in (0, 1)
+            (
+                bytes_[u, i, T.ramp(0, 1, L)],
+                T.broadcast(xq[p, row, weight.activation(word + u, i)], L),
+            )
+            for u in range(steps)
+            for i in range(parts)
+            if weight.shifts[i] == places[place]
         ]
+
+    def plane_sum(sums, p, r):
+        at = T.ramp(0, 1, L)
+        total = sums[p, r, 0, at]
+        for i, bits in enumerate(places[1:], 1):
+            total = total + T.shift_left(sums[p, r, i, at], T.broadcast(T.int32(bits), L))
+        return total
+
+    def add_places(p, r, row, word, xq, bytes_, sums):
+        """TIR's loops have no numbers for Python's, which chooses the pairs of a place."""
+        for place in range(len(places)):
+            at = [p, r, place, T.ramp(0, 1, L)]
+            added = weight.dot.add(sums[tuple(at)], pairs(bytes_, xq, p, row, word, place))
+            T.buffer_store(sums, added, at)
+
+    @T.inline
+    def multiply_step(tile, v, height, b, word, xq, qweight, bytes_, sums):
+        for u in T.unroll(steps):
+            for i in T.unroll(parts):
+                bytes_[u, i, T.ramp(0, 1, L)] = weight.part(
+                    qweight[b, word + u, T.ramp(v * L, 1, L)], i
+                )
+        for r in T.unroll(rows):
+            row = T.meta_var(T.min(tile * rows + r, height - 1))
+            for p in T.unroll(planes):
+                add_places(p, r, row, word, xq, bytes_, sums)
 
     @T.inline
     def multiply(first, height, xq, xscale, xsum, weights, offset, out):
-        qweight, qzeros, scales = T.meta_var(weights)
         for b in T.parallel(blocks):
-            nibbles = T.alloc_buffer((STEPS, 2, L), "int32")
-            part = T.alloc_buffer((planes, rows, L), "int32")
+            bytes_ = T.alloc_buffer((steps, parts, L), "int32")
+            sums = T.alloc_buffer((planes, rows, len(places), L), "int32")
             total = T.alloc_buffer((rows, L), "float32")
             zero = T.alloc_buffer((L,), "int32")
             scale = T.alloc_buffer((L,), "float32")
@@ -49,34 +73,23 @@ def rows_by_blocks(target: Target, shape: LinearShape, out_dtype: str, planes: i
                 for g in range(groups):
                     for p in T.unroll(planes):
                         for r in T.unroll(rows):
-                            part[p, r, every] = T.broadcast(T.int32(0), L)
-                    for step in range(words // STEPS):
-                        word = T.meta_var(g * words + step * STEPS)
-                        for u in T.unroll(STEPS):
-                            for half in T.unroll(2):
-                                nibbles[u, half, every] = unpacked(
-                                    qweight[b, word + u, T.ramp(v * L, 1, L)], half, L
-                                )
-                        for r in T.unroll(rows):
-                            row = T.meta_var(T.min(tile * rows + r, height - 1))
-                            for p in T.unroll(planes):
-                                part[p, r, every] = dot.add(
-                                    part[p, r, every], pairs(nibbles, xq, p, row, word)
-                                )
-                    load_factors(qzeros, scales, b, g, v * L, zero, scale, 0)
+                            for i in T.unroll(len(places)):
+                                sums[p, r, i, every] = T.broadcast(T.int32(0), L)
+                    for step in range(words // steps):
+                        word = T.meta_var(g * words + step * steps)
+                        multiply_step(tile, v, height, b, word, xq, weights[0], bytes_, sums)
+                    weight.factors(weights, b, g, v * L, zero, scale, 0)
                     for r in T.unroll(rows):
                         row = T.meta_var(T.min(tile * rows + r, height - 1))
                         total[r, every] = total[r, every] + group_product(
-                            part[0, r, every],
-                            part[1, r, every] if planes == 2 else None,
+                            [plane_sum(sums, p, r) for p in range(planes)],
                             zero[every],
                             xsum[row, g],
                             L,
                         ) * (scale[every] * T.broadcast(xscale[row, g], L))
                 for r in T.unroll(rows):
                     if tile * rows + r < height:
-                        store(
-                            total, r, 0, first + tile * rows + r, b * BLOCK_N + v * L, offset, out
-                        )
+                        column = T.meta_var(b * BLOCK_N + v * L)
+                        store(total, r, 0, first + tile * rows + r, column, offset, out)
 
     return multiply

@@ -9,7 +9,7 @@ from __future__ import annotations
 from tir_kernels._tvm import T, Target
 from tir_kernels.cpu import amx
 from tir_kernels.cpu.activations import planes_of, quantize_group
-from tir_kernels.cpu.blocked_group import group_factors, store_block, unpacked
+from tir_kernels.cpu.blocked_weight import four_bit_weight, nibbles, store_outputs
 from tir_kernels.layouts import BLOCK_N, PACK, LinearShape
 
 CHUNK = 512  # rows that are quantized at a time
@@ -27,8 +27,8 @@ def rows_in_tiles(target: Target, shape: LinearShape, out_dtype: str, act_bits: 
     # A group of 32 inputs fills half of a tile, and the rest of its activations are zeros.
     steps = -(-G // _DEPTH)
     quantize = quantize_group(target, G, act_bits)
-    load_factors = group_factors(BLOCK_N)
-    store = store_block(out_dtype, N, BLOCK_N)
+    load_factors = four_bit_weight(target, shape).factors
+    store = store_outputs(out_dtype, N, BLOCK_N)
     configure = amx.configure()
     every = T.ramp(0, 1, BLOCK_N)
 
@@ -54,17 +54,17 @@ def rows_in_tiles(target: Target, shape: LinearShape, out_dtype: str, act_bits: 
                         xq[r // amx.ROWS, g, 0, p, r % amx.ROWS, G // 4 + word] = 0
 
     @T.inline
-    def unpack(first_block, qweight, weights):
+    def unpack(first_block, qweight, unpacked):
         for n in range(BLOCKS):
             b = T.meta_var(T.min(first_block + n, blocks - 1))
             for word in range(K // PACK):
                 for half in T.unroll(2):
-                    weights[n, 2 * word + half, every] = unpacked(
+                    unpacked[n, 2 * word + half, every] = nibbles(
                         qweight[b, word, every], half, BLOCK_N
                     )
 
     @T.inline
-    def multiply_group(tile, g, pair, xq, weights, sums):
+    def multiply_group(tile, g, pair, xq, unpacked, sums):
         for i in T.unroll(2 * planes):
             T.evaluate(amx.zero(i))
         for step in T.unroll(steps):
@@ -72,7 +72,7 @@ def rows_in_tiles(target: Target, shape: LinearShape, out_dtype: str, act_bits: 
                 T.evaluate(amx.load(_X + p, T.address_of(xq[tile, g, step, p, 0, 0]), 4 * _WORDS))
             for n in T.unroll(2):
                 row = T.meta_var(g * (G // 4) + step * _WORDS)
-                address = T.meta_var(T.address_of(weights[2 * pair + n, row, 0]))
+                address = T.meta_var(T.address_of(unpacked[2 * pair + n, row, 0]))
                 T.evaluate(amx.load(_WEIGHTS + n, address, 4 * BLOCK_N))
             for p in T.unroll(planes):
                 for n in T.unroll(2):
@@ -97,7 +97,7 @@ def rows_in_tiles(target: Target, shape: LinearShape, out_dtype: str, act_bits: 
     @T.inline
     def panel(
         first, r0, height, first_block,
-        xq, xscale, xoffset, qzeros, scales, weights, offset, out,
+        xq, xscale, xoffset, weights, unpacked, offset, out,
     ):  # fmt: skip
         sums = T.alloc_buffer((planes, 2, amx.ROWS, BLOCK_N), "int32")
         total = T.alloc_buffer((PANEL, BLOCKS * BLOCK_N), "float32")
@@ -110,33 +110,25 @@ def rows_in_tiles(target: Target, shape: LinearShape, out_dtype: str, act_bits: 
         for g in range(groups):
             for n in T.unroll(BLOCKS):
                 b = T.meta_var(T.min(first_block + n, blocks - 1))
-                load_factors(qzeros, scales, b, g, 0, zero, scale, n * BLOCK_N)
+                load_factors(weights, b, g, 0, zero, scale, n * BLOCK_N)
             for j in T.vectorized(BLOCKS * BLOCK_N):
                 zero_scale[j] = T.Cast("float32", zero[j]) * scale[j]
             for tile in range(PANEL // amx.ROWS):
                 line = T.meta_var(tile * amx.ROWS)
                 if r0 + line < height:
                     for pair in range(BLOCKS // 2):
-                        multiply_group(r0 // amx.ROWS + tile, g, pair, xq, weights, sums)
+                        multiply_group(r0 // amx.ROWS + tile, g, pair, xq, unpacked, sums)
                         finish_group(
                             r0, g, pair, xscale, xoffset, zero_scale, scale, sums, total, line
                         )
         for line in range(T.min(height - r0, PANEL)):
             for n in range(BLOCKS):
                 if first_block + n < blocks:
-                    store(
-                        total,
-                        line,
-                        n * BLOCK_N,
-                        first + r0 + line,
-                        (first_block + n) * BLOCK_N,
-                        offset,
-                        out,
-                    )
+                    column = T.meta_var((first_block + n) * BLOCK_N)
+                    store(total, line, n * BLOCK_N, first + r0 + line, column, offset, out)
 
     @T.inline
     def multiply(m, x, weights, offset, out):
-        qweight, qzeros, scales = T.meta_var(weights)
         xq = T.alloc_buffer((CHUNK // amx.ROWS, groups, steps, planes, amx.ROWS, _WORDS), "int32")
         xscale = T.alloc_buffer((groups, CHUNK), "float32")
         xsum = T.alloc_buffer((groups, CHUNK), "int32")
@@ -154,13 +146,13 @@ def rows_in_tiles(target: Target, shape: LinearShape, out_dtype: str, act_bits: 
                     xoffset[g, height + r] = T.float32(0)
             for part in T.parallel(-(-blocks // BLOCKS)):
                 configuration = T.alloc_buffer((16,), "int32")
-                unpacked_weights = T.alloc_buffer((BLOCKS, K // 4 + _WORDS, BLOCK_N), "int32")
+                unpacked = T.alloc_buffer((BLOCKS, K // 4 + _WORDS, BLOCK_N), "int32")
                 configure(configuration)
-                unpack(part * BLOCKS, qweight, unpacked_weights)
+                unpack(part * BLOCKS, weights[0], unpacked)
                 for i in range(T.ceildiv(height, PANEL)):
                     panel(
                         first, i * PANEL, height, part * BLOCKS,
-                        xq, xscale, xoffset, qzeros, scales, unpacked_weights, offset, out,
+                        xq, xscale, xoffset, weights, unpacked, offset, out,
                     )  # fmt: skip
                 T.evaluate(amx.release())
 
