@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import secrets
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.tir_kernels.arm import ArmKernel, instructions
 from tests.tir_kernels.kernels import (
     Kernel,
     narrow_target,
@@ -14,6 +16,8 @@ from tests.tir_kernels.kernels import (
     relative_error,
     targets_that_run_here,
 )
+from tests.tir_kernels.test_arm import CPUS, PRODUCTS, needs_qemu
+from tests.tir_kernels.test_arm import LEVELS as ARM
 from tir_kernels import dispatch, int8_weights, reference
 from tir_kernels._tvm import Target
 from tir_kernels.cpu.w8a16 import w8a16_linear
@@ -163,6 +167,30 @@ def test_packing_is_reversible() -> None:
     padding = words[2, :, 5:].view(np.uint32)
     assert (padding == 0x80808080).all()
     assert (scales[2, :, 5:] == 0).all()
+
+
+@pytest.mark.parametrize("level", ARM)
+def test_arm_has_the_products_of_its_level(level: str) -> None:
+    found = instructions(dispatch.w8a16_linear(ARM[level], 128, 37, 64), ARM[level])
+    assert found[PRODUCTS[level]] > 0
+    assert not any(found[other] for name, other in PRODUCTS.items() if name != level)
+
+
+@needs_qemu
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ARM)
+def test_heads_on_arm(level: str, tmp_path: Path) -> None:
+    rng = np.random.default_rng(seed := secrets.randbits(32))
+    K, N, target = 128, 37, ARM[level]
+    function = dispatch.w8a16_linear(target, K, N, 64, "float16", "float32")
+    kernel = ArmKernel(function, target, CPUS[level], tmp_path)
+    *arrays, weight = int8_weight(rng, K, N, 64)
+    for m in (1, 2, 5, 17):
+        x = rng.standard_normal((m, K)).astype(np.float16)
+        out = poisoned((m, N), "float32")
+        kernel(x, *arrays, out)
+        error = relative_error(out, x.astype(np.float64) @ weight.T)
+        assert error < 1e-3, (m, error, seed)
 
 
 def test_refusals() -> None:
