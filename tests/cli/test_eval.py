@@ -50,6 +50,30 @@ def test_two_checkpoints_and_questions(tiny_llama: Path, text: Path, tmp_path: P
     assert "millinats/token" in table.stdout
 
 
+def test_threads_are_those_of_torch_and_of_tvm() -> None:
+    """What `evaluate` finds when it begins: both libraries read it at their first kernel."""
+    code = (
+        "import sys\n"
+        "import mlcawq.evaluate.run as run\n"
+        "def evaluate(request, progress):\n"
+        "    import torch\n"
+        "    from mlcawq.engine.runtime_only import import_tvm_runtime\n"
+        "    import_tvm_runtime()\n"
+        "    from mlcawq.engine.threads import choose_threads\n"
+        "    print(torch.get_num_threads(), choose_threads(None))\n"
+        "    sys.exit(0)\n"
+        "run.evaluate = evaluate\n"
+        "sys.argv = ['mlcawq', 'eval', 'model', '--text', 'text', '--threads', '1']\n"
+        "from mlcawq.cli.main import main\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", code]
+    names = ("OMP_NUM_THREADS", "TVM_NUM_THREADS")
+    environment = {key: value for key, value in os.environ.items() if key not in names}
+    found = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (found.stdout, found.returncode) == ("1 1\n", 0), found.stderr
+
+
 def test_all_problems_come_at_once(tmp_path: Path, tiny_llama: Path) -> None:
     empty = tmp_path / "empty.txt"
     empty.touch()
