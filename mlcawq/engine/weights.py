@@ -34,8 +34,8 @@ Placement = Literal["auto", "mapped", "resident"]
 _Files = Sequence[tuple[Shard, MappedFile]]
 ALIGNMENT = 64  # bytes, of all tensors that compiled kernels are handed
 
-# Copies of weights in memory beside the page cache's own, which the system would rather give back
-# than swap. With less room the cache of a later start, or of another program, would pay for it.
+# Available memory in units of the weights' bytes: for their copy, and as much for the KV cache and
+# for the page cache, from which the next start reads them.
 _PLENTY = 2
 
 
