@@ -31,7 +31,7 @@ class Reader:
 
         from mlcawq.build.cpu_target import native_target
 
-        target = native_target(tiles=False)
+        target = native_target()
         self._kernels = {
             ahead: tvm.compile(read_kernel(threads, ahead // _LINE), target=target)
             for ahead in _AHEAD

@@ -72,14 +72,16 @@ class Contender:
         )
 
 
-def ours(files: Files, shape: Shape, target: str, heads: Sequence[str]) -> list[Contender]:
-    """What `mlcawq build` makes, by the type of the head."""
+def ours(
+    files: Files, shape: Shape, target: str, heads: Sequence[str], weights: str
+) -> list[Contender]:
+    """What `mlcawq build` makes, by the type of the head. weights: as `mlcawq chat --weights`."""
     found = []
     for head in heads:
         options = ["--target", target, "--head", head]
         name = re.sub(r"[^\w.]+", "-", f"ours-{head}-{target}")
         folder = files.built(shape, name, options)
-        found.append(_engine(f"ours, {head} head", OURS, folder, shape))
+        found.append(_engine(f"ours, {head} head", OURS, folder, shape, weights))
     return found
 
 
@@ -90,8 +92,10 @@ def mlc_llm(files: Files, shape: Shape, python: str) -> Contender:
     return _engine("mlc_llm", MLC_LLM, folder, shape)
 
 
-def _engine(name: str, project: str, folder: Path, shape: Shape) -> Contender:
-    options = {"folder": str(folder), "vocabulary": shape.vocabulary}
+def _engine(
+    name: str, project: str, folder: Path, shape: Shape, weights: str = "auto"
+) -> Contender:
+    options = {"folder": str(folder), "vocabulary": shape.vocabulary, "weights": weights}
     return Contender(name, project, name, Path(sys.executable), "engine", options, folder)
 
 

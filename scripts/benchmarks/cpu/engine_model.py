@@ -9,9 +9,12 @@ import numpy as np
 
 
 class EngineModel:
-    """threads: as `mlcawq chat --threads`. capacity: tokens in the cache."""
+    """threads, weights: as `mlcawq chat` takes them. capacity: tokens in the cache.
 
-    def __init__(self, folder: str, threads: int, capacity: int) -> None:
+    With weights "auto" they move into huge pages behind the first steps, which are not timed.
+    """
+
+    def __init__(self, folder: str, threads: int, capacity: int, weights: str) -> None:
         from mlcawq.engine.artifact import read_folder
         from mlcawq.engine.runtime_only import import_tvm_runtime
 
@@ -24,7 +27,7 @@ class EngineModel:
             max_batch=1,
             max_total_tokens=capacity,
             threads=threads,
-            weights="resident",  # as chat has them after its first tokens
+            weights=weights,
         )
         self._runtime.add_sequence(0)
 

@@ -130,6 +130,7 @@ class Bench:
             for i, outcome in enumerate(part.outcomes):
                 if not outcome.refused:
                     outcome.memory = workers[i].ask("memory")
+                    outcome.facts = workers[i].ask("facts")
             part.others = onlookers.share()
         finally:
             for worker in [*workers.values(), *([reading] if reading else [])]:
@@ -165,7 +166,6 @@ class Bench:
         return sorted({name for _, name in best.values()})
 
     def _admit(self, worker: Worker, outcome: Outcome) -> None:
-        outcome.facts = worker.ask("facts")
         seconds = worker.ask("decode", context=1, tokens=1)
         if seconds > _SLOW:
             raise WorkerError(f"{1 / seconds:.2f} tokens/s from an empty cache: nothing more asked")
@@ -237,9 +237,10 @@ class Bench:
 def chat_seconds(contender: Contender, threads: int) -> float:
     """Of the whole command, for a single token. Raises WorkerError where it fails."""
     command = [str(contender.python), "-m", "mlcawq", "chat", str(contender.weights)]
-    command += ["--device", "cpu", "--threads", str(threads), "--prompt", "Hello", "--max-tokens"]
+    command += ["--device", "cpu", "--threads", str(threads)]
+    command += ["--weights", contender.options["weights"], "--prompt", "Hello", "--max-tokens", "1"]
     start = time.monotonic()
-    done = subprocess.run([*command, "1"], capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise WorkerError(f"mlcawq chat: {' '.join(done.stderr.split())[-200:]}")
     return time.monotonic() - start
