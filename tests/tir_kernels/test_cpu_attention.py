@@ -1,0 +1,149 @@
+"""Attention and small kernels of the CPU, on each level of instruction sets that runs here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.tir_kernels.backends import Backend, Random
+from tests.tir_kernels.kernels import Kernel, poisoned, relative_error, targets_that_run_here
+from tests.tir_kernels.test_attention import check_decode, check_paged, check_ragged
+from tir_kernels._tvm import PrimFunc, T, Target
+from tir_kernels.cpu.lanes import fold, sum_parts, sum_whole, transpose
+from tir_kernels.cpu.rotary import split_rotary
+
+TARGETS = targets_that_run_here()
+LENGTHS = [1, 15, 16, 17, 0, 1000, 256, 257]
+# Heads, key heads, head_dim: all that models have, groups of 1, 3, 4, 7, 8 and more.
+SHAPES = [
+    (1, 1, 64),
+    (3, 3, 80),
+    (8, 2, 128),
+    (14, 2, 64),
+    (8, 1, 96),
+    (4, 2, 256),
+    (12, 1, 32),
+    (6, 2, 112),
+    (3, 1, 20),
+]
+
+
+@pytest.fixture(params=TARGETS)
+def level(request: pytest.FixtureRequest) -> Backend:
+    return Backend("cpu", TARGETS[request.param])
+
+
+def best() -> Backend:
+    return Backend("cpu", list(TARGETS.values())[-1])
+
+
+def test_decode(level: Backend, rng: Random) -> None:
+    check_decode(level, 14, 2, 64, "float16", LENGTHS, rng)
+
+
+def test_prefill(rng: Random) -> None:
+    check_ragged(best(), 7, 1, 64, "float16", [1, 15, 17, 150], rng)
+    check_paged(best(), 7, 1, 64, "float16", [17, 0, 300, 1000], [3, 7, 40, 1], rng)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("heads", "kv_heads", "d"), SHAPES)
+def test_more_shapes(level: Backend, heads: int, kv_heads: int, d: int, rng: Random) -> None:
+    check_decode(level, heads, kv_heads, d, "float16", LENGTHS, rng)
+    check_ragged(level, heads, kv_heads, d, "float16", [1, 15, 16, 17, 300], rng)
+    check_paged(level, heads, kv_heads, d, "float16", [5, 0, 150, 1000], [3, 7, 40, 100], rng)
+
+
+@pytest.mark.slow
+def test_fp32(level: Backend, rng: Random) -> None:
+    check_decode(level, 6, 2, 64, "float32", LENGTHS, rng)
+    check_ragged(level, 6, 2, 64, "float32", [1, 15, 17, 300], rng)
+
+
+def test_prefill_is_as_accurate_as_its_storage(rng: Random) -> None:
+    """Large scores, where a weight in one bfloat16 would be off by its 2^-9."""
+    n, d = 200, 64
+    q, k, v = (rng.floats(n, 1, d) for _ in range(3))
+    q *= 4
+    at = np.array([0, n], np.int32)
+    out, lse = poisoned((n, 1, d), "float16"), poisoned((n, 1), "float32")
+    backend = best()
+    kernel = backend.compile(
+        backend.kernels.attention_prefill_ragged(backend.target, 1, 1, d, "float16")
+    )
+    unused = np.zeros(n, np.int32), np.zeros(1, np.int32)
+    kernel(q, at, k, v, at, *unused, out, lse, 0, 0, 1.0, 1e4, d**-0.5)
+    scores = q[:, 0].astype(np.float64) @ k[:, 0].astype(np.float64).T * d**-0.5
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    want = weights / weights.sum(-1, keepdims=True) @ v[:, 0].astype(np.float64)
+    rounding = relative_error(want.astype(np.float16), want)
+    assert relative_error(out[:, 0], want) < 1.2 * rounding, rng.seed
+
+
+def lane_kernel(lanes: int) -> PrimFunc:
+    """(x [lanes, lanes], its rows' sums, its rows' maxima in every lane, its transpose)."""
+    part = min(4, lanes)
+    half = lanes // 2
+    every = T.ramp(0, 1, lanes)
+    add_parts, add_whole = sum_parts(lanes), sum_whole(lanes)
+    largest, turn = fold(lanes, T.max), transpose(lanes)
+
+    @T.prim_func(private=True, s_tir=True)
+    def work(
+        x: T.Buffer((lanes, lanes), "float32"),
+        sums: T.Buffer((lanes,), "float32"),
+        maxima: T.Buffer((lanes, lanes), "float32"),
+        turned: T.Buffer((lanes, lanes), "float32"),
+    ):
+        T.func_attr({"tirx.noalias": True})
+        rows = T.alloc_buffer((part, lanes), "float32")
+        parts = T.alloc_buffer((lanes // part, lanes), "float32")
+        upper = T.alloc_buffer((half, lanes), "float32")
+        lower = T.alloc_buffer((half, lanes), "float32")
+        for n in T.unroll(lanes // part):
+            for i in T.unroll(part):
+                rows[i, every] = x[n * part + i, every]
+            add_parts(rows)
+            parts[n, every] = rows[0, every]
+        add_whole(parts)
+        sums[every] = parts[0, every]
+        for i in range(lanes):
+            maxima[i, every] = x[i, every]
+            largest(maxima, i)
+        for i in T.unroll(half):
+            upper[i, every] = x[i, every]
+            lower[i, every] = x[half + i, every]
+        turn(upper, lower)
+        for i in T.unroll(half):
+            turned[i, every] = upper[i, every]
+            turned[half + i, every] = lower[i, every]
+
+    return work
+
+
+@pytest.mark.parametrize("lanes", [2, 4, 8, 16])
+def test_lanes(lanes: int, rng: Random) -> None:
+    x = rng.floats(lanes, lanes, dtype="float32")
+    sums = poisoned((lanes,), "float32")
+    maxima, turned = poisoned(x.shape, "float32"), poisoned(x.shape, "float32")
+    Kernel(lane_kernel(lanes), best().target)(x, sums, maxima, turned)
+    np.testing.assert_allclose(sums, x.sum(1), rtol=1e-4, atol=1e-5, err_msg=str(rng.seed))
+    np.testing.assert_array_equal(maxima, np.repeat(x.max(1)[:, None], lanes, 1))
+    np.testing.assert_array_equal(turned, x.T)
+
+
+@pytest.mark.parametrize("target", [pytest.param(t, id=name) for name, t in TARGETS.items()])
+def test_sines_of_large_angles(target: Target, rng: Random) -> None:
+    """With q = (1, 0, ...) and frequencies of one radian, what comes out is cos and sin."""
+    positions = rng.integers(0, 500_000, 300).astype(np.int32)
+    qkv = np.zeros((300, 3, 8), np.float32)
+    qkv[:, :, :4] = 1
+    q, k, v = (poisoned((300, 1, 8), "float32") for _ in range(3))
+    frequencies = np.array([1, 0.5, 1e-3, 0.99], np.float32)
+    Kernel(split_rotary(target, 1, 1, 8, "float32", 1.0), target)(
+        qkv, positions, q, k, v, frequencies
+    )
+    angles = (positions[:, None].astype(np.float32) * frequencies).astype(np.float64)
+    want = np.concatenate([np.cos(angles), np.sin(angles)], -1)
+    np.testing.assert_allclose(q[:, 0], want, atol=1e-6, err_msg=str(rng.seed))
+    np.testing.assert_allclose(k[:, 0], want, atol=1e-6, err_msg=str(rng.seed))
