@@ -22,6 +22,7 @@ _AWQ = {
     for suffix, size in _SUFFIXES.items()
 }
 QUANTIZATIONS = (*_DENSE, *_AWQ)
+MLC_LAYOUTS = (AUTOAWQ, TILED)  # that mlc_llm's graphs can have
 TARGET_KINDS = ("cpu", "cuda", "vulkan")
 
 
@@ -65,6 +66,16 @@ def check_layout(layout: str | None, target_kind: str | None = None) -> None:
             f"for {others}",
             fix=f"convert the weights with --weight-layout {AUTOAWQ} (every target runs it), or "
             f"build a folder of its own with --target {target_kind}",
+        )
+
+
+def check_mlc_layout(layout: str | None) -> None:
+    """Raises UserError for a layout that our kernels in mlc_llm's compiler do not read."""
+    if layout is not None and layout not in MLC_LAYOUTS:
+        raise UserError.one(
+            f"weights in the layout {layout} are for libraries that mlcawq compiles itself",
+            "weight_layout",
+            f"use --weight-layout {AUTOAWQ}, or build without --via mlc-llm",
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from mlcawq.build.mlc_plugin.checkpoint_view import CheckpointView
 from mlcawq.checkpoint.config import AwqConfig, load_json, read_quantization
 from mlcawq.errors import UserError
-from mlcawq.graph.settings import awq_names
+from mlcawq.graph.settings import awq_names, check_mlc_layout
 
 
 def settle(
@@ -59,6 +59,7 @@ def fit(quantization: Any, awq: AwqConfig, where: str, weight_layout: str | None
             where,
             f"use --quantization {' or '.join(awq_names(awq.group_size))}",
         )
+    check_mlc_layout(weight_layout)
     return dataclasses.replace(
         quantization,
         zero_point=awq.zero_point,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tir_kernels.layouts import LAYOUTS
+from mlcawq.graph.settings import MLC_LAYOUTS
 
 
 @dataclass
@@ -25,7 +25,7 @@ def parser_class(base: type, step: str, given: OurArguments) -> type:
             group = self.add_argument_group("mlcawq")
             group.add_argument(
                 "--weight-layout",
-                choices=LAYOUTS,
+                choices=MLC_LAYOUTS,
                 help="how AWQ weights lie in memory: autoawq is the stock layout, n16k64 what "
                 "kernels for GPUs load best (default: "
                 + (

@@ -27,7 +27,7 @@ from mlcawq.build.targets import target_record
 from mlcawq.errors import UserError
 from mlcawq.graph.settings import check_layout
 from tir_kernels import dispatch
-from tir_kernels.layouts import AUTOAWQ, BLOCKED
+from tir_kernels.layouts import AUTOAWQ
 
 Run = Callable[..., None]
 
@@ -145,12 +145,6 @@ def _own_target(target: Target) -> Target:
 
 def _check_layout(layout: str, target: Target) -> None:
     check_layout(layout, _DEVICES.get(target.kind.name))
-    if layout == BLOCKED:
-        raise UserError.one(
-            f"weights in the layout {layout} are for libraries that mlcawq compiles itself",
-            "weight_layout",
-            f"convert them with --weight-layout {AUTOAWQ}",
-        )
     if layout != AUTOAWQ:
         try:
             dispatch.kernels_for(target)

@@ -27,7 +27,7 @@ Wanted = Callable[[str], bool]
 class AwqQuantization(AWQQuantize):
     """As mlc_llm's, with what it does not know of a checkpoint.
 
-    weight_layout: of the quantized weights, one of `tir_kernels.layouts.LAYOUTS`.
+    weight_layout: of the quantized weights, one of `graph.settings.MLC_LAYOUTS`.
     zero_point: False for symmetric checkpoints, which may come without qzeros.
     modules_to_not_convert: parts of Hugging Face names whose linears stay in model_dtype.
     """

@@ -26,10 +26,11 @@ from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.graph.settings import (
     QUANTIZATIONS,
     check_layout,
+    check_mlc_layout,
     compile_settings,
     default_layout,
 )
-from tir_kernels.layouts import AUTOAWQ, BLOCKED
+from tir_kernels.layouts import AUTOAWQ
 
 _BATCH = 4  # sequences decoded at once, as in a native build
 
@@ -201,16 +202,6 @@ def layout_of(
     check_layout(wanted, kind or None)
     check_mlc_layout(wanted)
     return wanted or AUTOAWQ
-
-
-def check_mlc_layout(layout: str | None) -> None:
-    """Raises UserError for a layout that our kernels in mlc_llm's compiler do not read."""
-    if layout == BLOCKED:
-        raise UserError.one(
-            f"weights in the layout {BLOCKED} are for libraries that mlcawq compiles itself",
-            "weight_layout",
-            f"use --weight-layout {AUTOAWQ}, or build without --via mlc-llm",
-        )
 
 
 def sizes_of(checkpoint: MlcCheckpoint, asked: BuildRequest) -> dict[str, int | None]:

@@ -22,21 +22,14 @@ from mlcawq.build.via_mlc.checkpoint import MlcCheckpoint
 from mlcawq.build.via_mlc.commands import Program
 from mlcawq.build.via_mlc.interpreter import find_mlc
 from mlcawq.build.via_mlc.pipeline import TENSOR_CACHES, require_result, without_litter
-from mlcawq.build.via_mlc.plan import (
-    MlcRequest,
-    check_mlc_layout,
-    layout_of,
-    notes,
-    sizes_of,
-    window_arguments,
-)
+from mlcawq.build.via_mlc.plan import MlcRequest, layout_of, notes, sizes_of, window_arguments
 from mlcawq.build.via_mlc.run import run_step
 from mlcawq.build.via_mlc.template import MlcTemplate, choose_template
 from mlcawq.checkpoint.config import load_json
 from mlcawq.checkpoint.source import require_tokenizer
 from mlcawq.checkpoint.writing import check_folder, scratch_folder
 from mlcawq.errors import Problem, UserError, raise_all
-from mlcawq.graph.settings import check_layout
+from mlcawq.graph.settings import check_layout, check_mlc_layout
 from tir_kernels.layouts import AUTOAWQ
 
 

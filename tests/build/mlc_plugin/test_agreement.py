@@ -73,3 +73,5 @@ def test_every_unsupported_setting_is_named_at_once() -> None:
 def test_layouts_are_for_awq() -> None:
     with pytest.raises(UserError, match="a weight layout is for AWQ, and q4f16_1 is not"):
         settle(DENSE, {}, "config.json", "n16k64")
+    with pytest.raises(UserError, match="for libraries that mlcawq compiles itself"):
+        settle(Quantization(), raw(), "config.json", "n16k8")
