@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +32,14 @@ def linear(target: Target, layout: str) -> PrimFunc:
     return dispatch.w4a16_linear(target, K, N, GROUP, layout=layout)
 
 
+@functools.cache
+def code_of(level: str, layout: str) -> Counter[str]:
+    return instructions(linear(LEVELS[level], layout), LEVELS[level])
+
+
 @pytest.mark.parametrize("level", LEVELS)
 def test_integer_products_are_the_level_s_own(level: str) -> None:
-    found = instructions(linear(LEVELS[level], BLOCKED), LEVELS[level])
+    found = code_of(level, BLOCKED)
     assert found[PRODUCTS[level]] > 0
     assert not any(found[other] for name, other in PRODUCTS.items() if name != level)
 
@@ -40,7 +47,7 @@ def test_integer_products_are_the_level_s_own(level: str) -> None:
 @pytest.mark.parametrize("layout", [AUTOAWQ, BLOCKED])
 @pytest.mark.parametrize("level", LEVELS)
 def test_vectors_and_float16_are_the_processor_s(level: str, layout: str) -> None:
-    found = instructions(linear(LEVELS[level], layout), LEVELS[level])
+    found = code_of(level, layout)
     assert found["fcvtl"] > 0  # four float16 at once
     assert found["prfm"] > 0
     assert not any("hf" in name for name in found if name.startswith("bl "))  # __extendhfsf2
