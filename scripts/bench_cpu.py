@@ -168,7 +168,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=int, default=32, help="tokens decoded in a run")
     parser.add_argument("--repeats", type=int, default=5, help="runs of each, of which the median")
     parser.add_argument("--startups", type=int, default=5, help="processes started; 0: none")
-    parser.add_argument("--torch-compile", action="store_true", help="PyTorch by torch.compile too")
+    parser.add_argument(
+        "--torch-compile",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="let PyTorch decode by torch.compile too",
+    )
     parser.add_argument(
         "--try-again", action="store_true", help="which variants of a peer are the fastest"
     )

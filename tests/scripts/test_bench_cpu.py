@@ -371,7 +371,15 @@ def test_bytes_of_a_token_leave_out_what_is_not_read(tmp_path: Path) -> None:
 def run(tmp_path: Path, *options: str) -> dict[str, Any]:
     file = tmp_path / "result.json"
     common = "--models tiny --threads 1 --contexts 8 40 --prompt 16 --tokens 3 --repeats 2"
-    rest = ["--startups", "1", "--json", str(file), "--cache", str(tmp_path / "cache")]
+    rest = [
+        "--startups",
+        "1",
+        "--no-torch-compile",
+        "--json",
+        str(file),
+        "--cache",
+        str(tmp_path / "cache"),
+    ]
     bench_cpu.main([*common.split(), *rest, *options])
     content: dict[str, Any] = json.loads(file.read_text())
     return content
