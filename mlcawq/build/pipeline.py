@@ -225,7 +225,7 @@ def check(checkpoint: Path, out: Path, request: BuildRequest) -> Checked:
         problems += disk_problems(out, weights)
         if mode != "off":
             on_cpu = target is not None and target_device(target) == "cpu"
-            beside = table_bytes(config, kind.tables)
+            beside = table_bytes(config, kind.tables, kind.dtype)
             problems += memory_problems(config, beside + (weights if on_cpu else 0))
     raise_all(problems)
     assert kind is not None
@@ -255,7 +255,8 @@ def _quantization(
     layout, device = request.weight_layout, None
     if target is not None:
         device = target_device(target)
-        layout = layout or default_layout(device)
+        dtype = infer_quantization(config, request.quantization).dtype
+        layout = layout or default_layout(device, dtype)
     kind = infer_quantization(config, request.quantization, layout)
     if request.weight_layout is not None and kind.weight_layout is None:
         raise UserError.one(

@@ -82,10 +82,10 @@ def compute_reference(
     return Reference(logits[1], _loss(*logits, complete=layers is None))
 
 
-def table_bytes(config: ModelConfig, tables: Tables) -> int:
-    """Memory that the dequantized tables take beside everything else."""
+def table_bytes(config: ModelConfig, tables: Tables, dtype: str) -> int:
+    """Memory that the dequantized tables take beside everything else. dtype: of their scales."""
     count = len(tables.names()) // (2 if config.tie_word_embeddings else 1)
-    return count * 2 * config.vocab_size * config.hidden_size
+    return count * np.dtype(dtype).itemsize * config.vocab_size * config.hidden_size
 
 
 def _with_tables(

@@ -42,9 +42,9 @@ def round_table(weight: np.ndarray, table: Table, scale_dtype: str) -> Arrays:
 
 
 def read_table(arrays: Arrays, table: Table, rows: int) -> np.ndarray:
-    """The weight that packed arrays stand for, float16 [rows, width]."""
+    """The weight that packed arrays stand for, [rows, width] in the type of their scales."""
     blocks, width = arrays["scales"].shape[0], arrays["scales"].shape[1] * table.group_size
-    out = np.empty((rows, width), np.float16)
+    out = np.empty((rows, width), arrays["scales"].dtype)
     step = max(1, _BLOCK // (BLOCK_N * width))
     for first in range(0, blocks, step):
         part: Arrays = {name: array[first : first + step] for name, array in arrays.items()}

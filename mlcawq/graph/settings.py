@@ -46,9 +46,15 @@ def awq_names(group_size: int) -> tuple[str, ...]:
     return tuple(name for name, (_, size) in _AWQ.items() if size == group_size)
 
 
-def default_layout(target_kind: str) -> str:
-    """The layout of quantized weights that a target's kernels are fastest with."""
-    return BLOCKED if target_kind == "cpu" else TILED
+def default_layout(target_kind: str, dtype: str = "float16") -> str:
+    """The layout of quantized weights that a target's kernels are fastest with.
+
+    dtype: of activations. The CPU's kernels for its own layout round them to 16 bits, which is
+    less than float32 is asked for.
+    """
+    if target_kind == "cpu":
+        return BLOCKED if dtype == "float16" else AUTOAWQ
+    return TILED
 
 
 def check_layout(layout: str | None, target_kind: str | None = None) -> None:

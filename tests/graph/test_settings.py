@@ -50,6 +50,7 @@ def test_a_request_must_agree(config: ModelConfig) -> None:
 
 def test_layouts(config: ModelConfig) -> None:
     assert [default_layout(kind) for kind in TARGET_KINDS] == ["n16k8", "n16k64", "n16k64"]
+    assert default_layout("cpu", "float32") == "autoawq"
     assert infer_quantization(with_awq(config)).weight_layout == "autoawq"
     assert infer_quantization(with_awq(config), weight_layout="n16k64").weight_layout == "n16k64"
     assert infer_quantization(config, weight_layout="n16k64").weight_layout is None
