@@ -77,10 +77,10 @@ class MappedFile:
         self.path = path
         self._stream = path.open("rb", buffering=0)
         # Writable, since DLPack hands on nothing else; what is written is the process's own.
-        memory = mmap.mmap(self._stream.fileno(), 0, access=mmap.ACCESS_COPY)
+        self._memory = mmap.mmap(self._stream.fileno(), 0, access=mmap.ACCESS_COPY)
         if hasattr(mmap, "MADV_WILLNEED"):
-            memory.madvise(mmap.MADV_WILLNEED)
-        self.data = np.frombuffer(memory, np.uint8)
+            self._memory.madvise(mmap.MADV_WILLNEED)
+        self.data = np.frombuffer(self._memory, np.uint8)
 
     def read(self, offset: int, into: np.ndarray) -> None:
         """Bytes from `offset` on, to `into` (uint8). Raises OSError where the file ends before."""
@@ -94,6 +94,12 @@ class MappedFile:
                 raise OSError(0, "ends too early", str(self.path))
             offset, left = offset + count, left[count:]
 
+    def release(self, offset: int, nbytes: int) -> None:
+        """Take bytes of `data` out of this process's memory, until somebody reads them again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+            self._memory.madvise(mmap.MADV_DONTNEED, start, offset + nbytes - start)
+
 
 @dataclass(frozen=True)
 class Reading:
@@ -105,14 +111,18 @@ class Reading:
 
 
 def read_all(readings: Iterable[Reading], threads: int) -> None:
-    """Read in parallel. Raises OSError, also for a file that ends too early."""
+    """Read in parallel; what has been read leaves the files' `data`, so that it is not in memory
+    twice. Raises OSError, also for a file that ends too early.
+    """
     pieces = [
         (reading, start) for reading in readings for start in range(0, reading.into.size, _PIECE)
     ]
 
     def read(piece: tuple[Reading, int]) -> None:
         reading, start = piece
-        reading.file.read(reading.offset + start, reading.into[start : start + _PIECE])
+        into = reading.into[start : start + _PIECE]
+        reading.file.read(reading.offset + start, into)
+        reading.file.release(reading.offset + start, into.size)
 
     if threads == 1:
         for piece in pieces:

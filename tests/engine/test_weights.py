@@ -226,3 +226,25 @@ def test_the_answer_is_the_same_and_a_shifted_folder_runs(
         again, same = answer(placement)
         assert again == ids
         np.testing.assert_array_equal(same, logits)
+
+
+def test_what_was_read_is_not_in_memory_twice(tmp_path: Path) -> None:
+    path = tmp_path / "weights.bin"
+    content = np.random.default_rng().integers(0, 256, 2**25, np.uint8)
+    content.tofile(path)
+    file = MappedFile(path)
+    assert int(file.data.sum(dtype=np.int64)) > 0  # now all of it is in memory
+    before = _mapped_kilobytes(path)
+    into = np.empty(content.size - 5000, np.uint8)
+    read_all([Reading(file, 5000, into)], 2)
+    assert before >= content.size // 1024
+    assert _mapped_kilobytes(path) < before // 100
+    np.testing.assert_array_equal(into, content[5000:])
+    np.testing.assert_array_equal(file.data, content)
+
+
+def _mapped_kilobytes(path: Path) -> int:
+    """What this process has in memory of a file that it maps."""
+    lines = Path("/proc/self/smaps").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.endswith(str(path)))
+    return next(int(line.split()[1]) for line in lines[start:] if line.startswith("Rss:"))
