@@ -82,8 +82,31 @@ def rows_in_tiles(target: Target, shape: LinearShape, out_dtype: str, act_bits: 
                 T.evaluate(amx.store(2 * p + n, T.address_of(sums[p, n, 0, 0]), 4 * BLOCK_N))
 
     @T.inline
-    def finish_group(r0, g, pair, xscale, xoffset, zero_scale, scale, sums, total, line):
+    def prefetch_next(r0, g, line, pair, row, xq, unpacked):
+        """Part of the tiles that come next, to the nearest cache: a row of tiles of activations (64
+        lines, of which each pair of blocks and row asks for two), and the next group's weights,
+        that all tiles of rows of a panel ask for together.
+        """
+        ends = T.meta_var(line == PANEL - amx.ROWS)
+        tile = T.meta_var(
+            T.Select(ends, T.truncdiv(r0, amx.ROWS), T.truncdiv(r0 + line, amx.ROWS) + 1)
+        )
+        for i in T.unroll(2):
+            at = T.meta_var(pair * 2 * amx.ROWS + row * 2 + i)
+            x = T.meta_var(T.address_of(xq[tile, T.Select(ends, g + 1, g), 0, 0, at, 0]))
+            T.evaluate(T.call_intrin("void", "tirx.prefetch", x, 0, 3, 1))
+        n = T.meta_var(T.truncdiv(line, amx.ROWS))
+        weight = T.meta_var(
+            T.address_of(unpacked[n, (g + 1) * (G // 4) + pair * amx.ROWS + row, 0])
+        )
+        T.evaluate(T.call_intrin("void", "tirx.prefetch", weight, 0, 3, 1))
+
+    @T.inline
+    def finish_group(
+        r0, g, pair, xscale, xoffset, zero_scale, scale, sums, total, line, xq, unpacked
+    ):
         for row in range(amx.ROWS):
+            prefetch_next(r0, g, line, pair, row, xq, unpacked)
             for n in T.unroll(2):
                 column = T.meta_var(T.ramp((2 * pair + n) * BLOCK_N, 1, BLOCK_N))
                 t = T.meta_var(T.broadcast(xscale[g, r0 + line + row], BLOCK_N))
@@ -119,7 +142,18 @@ def rows_in_tiles(target: Target, shape: LinearShape, out_dtype: str, act_bits: 
                     for pair in range(BLOCKS // 2):
                         multiply_group(r0 // amx.ROWS + tile, g, pair, xq, unpacked, sums)
                         finish_group(
-                            r0, g, pair, xscale, xoffset, zero_scale, scale, sums, total, line
+                            r0,
+                            g,
+                            pair,
+                            xscale,
+                            xoffset,
+                            zero_scale,
+                            scale,
+                            sums,
+                            total,
+                            line,
+                            xq,
+                            unpacked,
                         )
         for line in range(T.min(height - r0, PANEL)):
             for n in range(BLOCKS):
