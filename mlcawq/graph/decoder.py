@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mlcawq.checkpoint.config import ModelConfig
@@ -151,15 +152,26 @@ class Model(nn.Module):
         )
         self.norm = build.norm()
 
-    def forward(self, x: nn.Tensor, cache: PagedKVCache) -> nn.Tensor:
-        """Embedded tokens [rows, hidden] -> normed hidden states [rows, hidden]."""
+    def forward(
+        self,
+        x: nn.Tensor,
+        cache: PagedKVCache,
+        pick: Callable[[nn.Tensor], nn.Tensor] | None = None,
+    ) -> nn.Tensor:
+        """Embedded tokens [rows, hidden] -> normed hidden states [rows, hidden].
+
+        pick: takes the rows that are wanted, if not all. Nothing reads what the last block's MLP
+        would make of the others: their keys and values are cached by then.
+        """
         residual = x
         normed = self.layers[0].input_layernorm(x)
         for i, layer in enumerate(self.layers):
             out = layer.self_attn(normed, cache, i)
+            last = i + 1 == len(self.layers)
+            if last and pick is not None:
+                out, residual = pick(out), pick(residual)
             residual, normed = layer.post_attention_layernorm.add(out, residual)
             out = layer.mlp(normed)
-            last = i + 1 == len(self.layers)
             norm = self.norm if last else self.layers[i + 1].input_layernorm
             residual, normed = norm.add(out, residual)
         return normed
@@ -185,9 +197,14 @@ class CausalLM(nn.Module):
             self.lm_head = build.head(None)
             self._head = [self.lm_head]
 
-    def _hidden(self, embeds: nn.Tensor, cache: PagedKVCache) -> nn.Tensor:
+    def _hidden(
+        self,
+        embeds: nn.Tensor,
+        cache: PagedKVCache,
+        pick: Callable[[nn.Tensor], nn.Tensor] | None = None,
+    ) -> nn.Tensor:
         b, s, hidden = embeds.shape
-        return self.model(op.reshape(embeds, (b * s, hidden)), cache)
+        return self.model(op.reshape(embeds, (b * s, hidden)), cache, pick)
 
     def embed(self, input_ids: nn.Tensor) -> nn.Tensor:
         return self.model.embed_tokens(input_ids)
@@ -201,8 +218,7 @@ class CausalLM(nn.Module):
         return self.take(hidden_states, logit_positions)
 
     def prefill(self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
-        hidden = self._hidden(input_embed, paged_kv_cache)
-        logits = self.get_logits(self.take.last(hidden))
+        logits = self.get_logits(self._hidden(input_embed, paged_kv_cache, self.take.last))
         return op.reshape(logits, (1, 1, self.vocab_size)), paged_kv_cache
 
     def decode(self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
@@ -212,8 +228,10 @@ class CausalLM(nn.Module):
     def batch_prefill(
         self, input_embeds: nn.Tensor, logit_positions: nn.Tensor, paged_kv_cache: PagedKVCache
     ) -> Any:
-        hidden = self._hidden(input_embeds, paged_kv_cache)
-        logits = self.get_logits(self.take(hidden, logit_positions))
+        def pick(rows: nn.Tensor) -> nn.Tensor:
+            return self.take(rows, logit_positions)
+
+        logits = self.get_logits(self._hidden(input_embeds, paged_kv_cache, pick))
         batch = logit_positions.shape[0]
         return op.reshape(logits, (1, batch, self.vocab_size)), paged_kv_cache
 
