@@ -190,6 +190,9 @@ class CausalLM(nn.Module):
         self.dtype = quantization.dtype
         self.model = Model(build)
         self.take = RowPicker(target, config.hidden_size, quantization.dtype)
+        # On CUDA a single row's MLP has a fixed shape and would be captured as a graph, in the
+        # middle of a prefill whose other launches cannot be.
+        self._picks_early = target.kind.name != "cuda"
         if config.tie_word_embeddings:
             # Not a submodule, so that parameters are exported once, under the embedding's name.
             self._head = [build.head(self.model.embed_tokens)]
@@ -206,6 +209,14 @@ class CausalLM(nn.Module):
         b, s, hidden = embeds.shape
         return self.model(op.reshape(embeds, (b * s, hidden)), cache, pick)
 
+    def _rows(
+        self, embeds: nn.Tensor, cache: PagedKVCache, pick: Callable[[nn.Tensor], nn.Tensor]
+    ) -> nn.Tensor:
+        """The hidden states that `pick` takes."""
+        if self._picks_early:
+            return self._hidden(embeds, cache, pick)
+        return pick(self._hidden(embeds, cache))
+
     def embed(self, input_ids: nn.Tensor) -> nn.Tensor:
         return self.model.embed_tokens(input_ids)
 
@@ -218,7 +229,7 @@ class CausalLM(nn.Module):
         return self.take(hidden_states, logit_positions)
 
     def prefill(self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
-        logits = self.get_logits(self._hidden(input_embed, paged_kv_cache, self.take.last))
+        logits = self.get_logits(self._rows(input_embed, paged_kv_cache, self.take.last))
         return op.reshape(logits, (1, 1, self.vocab_size)), paged_kv_cache
 
     def decode(self, input_embed: nn.Tensor, paged_kv_cache: PagedKVCache) -> Any:
@@ -231,7 +242,7 @@ class CausalLM(nn.Module):
         def pick(rows: nn.Tensor) -> nn.Tensor:
             return self.take(rows, logit_positions)
 
-        logits = self.get_logits(self._hidden(input_embeds, paged_kv_cache, pick))
+        logits = self.get_logits(self._rows(input_embeds, paged_kv_cache, pick))
         batch = logit_positions.shape[0]
         return op.reshape(logits, (1, batch, self.vocab_size)), paged_kv_cache
 

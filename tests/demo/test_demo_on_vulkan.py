@@ -85,7 +85,7 @@ def test_what_it_is_can_be_told_without_a_gpu(demo: Demo) -> None:
 def test_a_library_for_the_other_layout_is_refused(demo: Demo, tmp_path: Path) -> None:
     mixed = Path(shutil.copytree(demo.cpu.folder, tmp_path / "mixed"))
     shutil.copy(demo.vulkan.folder / demo.vulkan.library, mixed)
-    with pytest.raises(UserError, match=r"weight_layout is 'n16k64' here but 'autoawq'"):
+    with pytest.raises(UserError, match=r"weight_layout is 'n16k64' here but 'n16k8'"):
         Engine(mixed, "vulkan")
 
 
