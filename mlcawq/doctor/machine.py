@@ -95,27 +95,17 @@ def _level(processor: Processor) -> str:
 def _memory() -> list[Finding]:
     import psutil
 
+    from mlcawq import cgroup
+
     memory = psutil.virtual_memory()
     text = f"{gib(memory.available)} free of {gib(memory.total)}"
-    limit = cgroup_limit()
+    limit, available = cgroup.memory_limit(), cgroup.available_memory()
     if limit is not None and limit < memory.total:
         text += f"; this container is limited to {gib(limit)}"
-    if min(memory.available, limit or memory.available) < _SMALL_MEMORY:
+    if available < _SMALL_MEMORY:
         fix = "close other programs; a model of 1B parameters wants about 4 GiB to be quantized"
         return [Finding(AREA, "memory", "warning", text, fix)]
     return [Finding(AREA, "memory", "ok", text)]
-
-
-def cgroup_limit() -> int | None:
-    """Bytes of memory that the container may use; None where there is no limit."""
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            text = Path(name).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit() and int(text) < 2**60:
-            return int(text)
-    return None
 
 
 def _disks() -> list[Finding]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from mlcawq.engine.cgroup import cpu_quota
+from mlcawq.cgroup import cpu_quota
 
 _SLOW = 0.6  # of the largest capacity that the kernel names: Arm's middle cores are above it
 

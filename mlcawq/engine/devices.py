@@ -10,11 +10,11 @@ from typing import Any
 import tvm
 import tvm_ffi
 
+from mlcawq.cgroup import available_memory
 from mlcawq.engine import wgpu
 from mlcawq.engine.artifact import DEFAULT_LAYOUT, DEVICE_ALIASES, DEVICES, BuiltFolder
 from mlcawq.engine.cuda_arch import arch_for, runs_on
 from mlcawq.engine.cuda_runtime import load_cuda_runtime
-from mlcawq.engine.memory import available_memory
 from mlcawq.engine.wgpu import Limits
 from mlcawq.errors import Problem, UserError
 

@@ -19,22 +19,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-import psutil
-
-from mlcawq.engine import cgroup
 
 T = TypeVar("T")
 _HUGE_PAGE = 2**21
 _PIECE = 2**24  # bytes that one thread reads at a time
 _NICENESS = 10  # a tenth of the time that others get, where all want it
 _ADVICE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-
-
-def available_memory() -> int:
-    """Bytes that can be allocated without swapping, in this process's control group."""
-    machine = int(psutil.virtual_memory().available)
-    group = cgroup.free_memory()
-    return machine if group is None else min(machine, group)
 
 
 def has_huge_pages(advice: Path = _ADVICE) -> bool:

@@ -17,11 +17,11 @@ import ml_dtypes
 import numpy as np
 import tvm
 
+from mlcawq.cgroup import available_memory
 from mlcawq.engine.artifact import Shard, TensorRecord
 from mlcawq.engine.memory import (
     MappedFile,
     Reading,
-    available_memory,
     has_huge_pages,
     in_background,
     new_buffer,

@@ -17,6 +17,7 @@ import psutil
 import torch
 from torch import nn
 
+from mlcawq import cgroup
 from mlcawq.checkpoint.outline import Outline
 from mlcawq.checkpoint.writing import free_bytes
 from mlcawq.errors import Problem, UserError
@@ -237,20 +238,10 @@ def machine_problems(needs: Needs, out: Path, limit: int | None = None) -> Itera
 
 
 def available_memory() -> int:
-    """Bytes that this process can still take: what is free, or left of a container's limit,
-    shared with the other processes of a quantization on this machine."""
-    available = psutil.virtual_memory().available
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        if limit != "max":
-            # File pages count as used there, and are given back when memory is wanted.
-            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-            used = int((group / "memory.current").read_text()) - int(stat.get("file", 0))
-            available = min(available, int(limit) - used)
-    except (OSError, ValueError):
-        pass  # no version 2 control group: nothing more is known
-    return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """Bytes that this process can still take, shared with the other processes of a quantization on
+    this machine.
+    """
+    return cgroup.available_memory() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def gigabytes(size: float) -> str:

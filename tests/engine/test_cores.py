@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mlcawq.engine.cgroup import cpu_quota, free_memory
+from mlcawq.cgroup import cpu_quota, free_memory, memory_limit
 from mlcawq.engine.cores import default_threads, physical_cores
 
 
@@ -89,6 +89,7 @@ def test_the_tightest_group_counts(tmp_path: Path) -> None:
     root = write(tmp_path, groups)
     assert cpu_quota(root) == 1.5
     assert free_memory(root) == 450
+    assert memory_limit(root) == 1000
     write(root, {"sys/fs/cgroup/outer/memory.current": 2000})
     assert free_memory(root) == 0
 
@@ -111,5 +112,6 @@ def test_groups_of_version_1(tmp_path: Path) -> None:
 def test_nothing_limits(tmp_path: Path) -> None:
     assert cpu_quota(tmp_path) is None
     assert free_memory(tmp_path) is None
+    assert memory_limit(tmp_path) is None
     root = write(tmp_path, {"proc/self/cgroup": "0::/", "sys/fs/cgroup/memory.max": "max"})
     assert free_memory(root) is None

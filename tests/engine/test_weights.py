@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tvm
 
+from mlcawq import cgroup
 from mlcawq.engine import memory, weights
 from mlcawq.engine.artifact import Shard, TensorRecord
 from mlcawq.engine.engine import Engine
@@ -175,10 +176,10 @@ def test_where_weights_go(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_memory_of_the_group_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory.cgroup, "free_memory", lambda: 12345)
-    assert memory.available_memory() == 12345
-    monkeypatch.setattr(memory.cgroup, "free_memory", lambda: 2**60)
-    assert memory.available_memory() < 2**60
+    monkeypatch.setattr(cgroup, "free_memory", lambda: 12345)
+    assert cgroup.available_memory() == 12345
+    monkeypatch.setattr(cgroup, "free_memory", lambda: 2**60)
+    assert cgroup.available_memory() < 2**60
 
 
 def test_the_answer_is_the_same_and_a_shifted_folder_runs(

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 _CPU_PERIOD = 100_000  # microseconds, the kernel's default
 
 
@@ -30,19 +32,36 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     return min(quotas, default=None)
 
 
+def available_memory() -> int:
+    """Bytes that this process can still allocate without swapping, in its control group."""
+    machine = int(psutil.virtual_memory().available)
+    group = free_memory()
+    return machine if group is None else min(machine, group)
+
+
 def free_memory(root: Path = Path("/")) -> int | None:
     """Bytes that the group may still allocate, what its file cache would give back counted in;
     None where it is not limited.
     """
-    free = []
+    return min((max(limit - used, 0) for limit, used in _memory(root)), default=None)
+
+
+def memory_limit(root: Path = Path("/")) -> int | None:
+    """Bytes that the group may allocate in all; None where it is not limited. Version 1 has a
+    number beyond every machine's memory then.
+    """
+    return min((limit for limit, _ in _memory(root)), default=None)
+
+
+def _memory(root: Path) -> Iterator[tuple[int, int]]:
+    """Of every group that limits it: how much it may have, and has without its file cache."""
     names = ("memory.max", "memory.current", "inactive_file")
     old_names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
     for controller, (most, used, cached) in (("", names), ("memory", old_names)):
         for folder in _groups(root, controller):
             limit, usage = _number(folder / most), _number(folder / used)
             if limit is not None and usage is not None:
-                free.append(max(limit - usage + _cached(folder, cached), 0))
-    return min(free, default=None)
+                yield limit, usage - _cached(folder, cached)
 
 
 def _groups(root: Path, controller: str) -> Iterator[Path]:
