@@ -6,7 +6,7 @@ the operating system saves their 8 KiB at every switch. Linux lets a process use
 asked (arch_prctl, ARCH_REQ_XCOMP_PERM), which is up to whoever loads the code.
 
 What the functions return are statements of TIR. A tile is a number from 0 to 7, known when the
-kernel is parsed.
+kernel is compiled: a loop over tiles has to be unrolled.
 """
 
 from __future__ import annotations

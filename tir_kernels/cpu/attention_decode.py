@@ -16,6 +16,7 @@ from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.cpu.fast_math import exp2
 from tir_kernels.cpu.lanes import PART, fold, lanes_for, sum_parts, sum_whole
 from tir_kernels.cpu.pages import PAGE
+from tir_kernels.cpu.prefetching import asked_for
 from tir_kernels.cpu.tiling import Tiling, tiling_of
 from tir_kernels.memo import memoized
 
@@ -163,9 +164,7 @@ def decode_unit(target: Target, group: int, head_dim: int, dtype: str) -> Any:
     @T.inline
     def prefetch(pages, page, which, head, slot):
         for i in T.unroll(-(-d // line)):
-            address = T.meta_var(T.address_of(pages[page, which, head, slot, i * line]))
-            # Arguments as for LLVM's prefetch: for reading, to be kept in all caches, data.
-            T.evaluate(T.call_intrin("void", "tirx.prefetch", address, 0, 3, 1))
+            T.evaluate(asked_for(pages[page, which, head, slot, i * line]))
 
     def query(work, g, c):
         return work[g, T.ramp(_QUERY + c * lanes, 1, lanes)]

@@ -10,6 +10,7 @@ from tir_kernels._tvm import T, Target
 from tir_kernels.cpu import amx
 from tir_kernels.cpu.activations import planes_of, quantize_group
 from tir_kernels.cpu.blocked_weight import four_bit_weight, nibbles, store_outputs
+from tir_kernels.cpu.prefetching import asked_for
 from tir_kernels.layouts import BLOCK_N, PACK, LinearShape
 
 CHUNK = 512  # rows that are quantized at a time
@@ -93,13 +94,10 @@ def rows_in_tiles(target: Target, shape: LinearShape, out_dtype: str, act_bits: 
         )
         for i in T.unroll(2):
             at = T.meta_var(pair * 2 * amx.ROWS + row * 2 + i)
-            x = T.meta_var(T.address_of(xq[tile, T.Select(ends, g + 1, g), 0, 0, at, 0]))
-            T.evaluate(T.call_intrin("void", "tirx.prefetch", x, 0, 3, 1))
+            T.evaluate(asked_for(xq[tile, T.Select(ends, g + 1, g), 0, 0, at, 0]))
         n = T.meta_var(T.truncdiv(line, amx.ROWS))
-        weight = T.meta_var(
-            T.address_of(unpacked[n, (g + 1) * (G // 4) + pair * amx.ROWS + row, 0])
-        )
-        T.evaluate(T.call_intrin("void", "tirx.prefetch", weight, 0, 3, 1))
+        at = T.meta_var((g + 1) * (G // 4) + pair * amx.ROWS + row)
+        T.evaluate(asked_for(unpacked[n, at, 0]))
 
     @T.inline
     def finish_group(

@@ -16,6 +16,7 @@ from typing import Any
 
 from tir_kernels._tvm import T, Target, target_has_features
 from tir_kernels.cpu.integer_dot import IntegerDot, integer_dot_of
+from tir_kernels.cpu.prefetching import asked_for
 from tir_kernels.int8_weights import OFFSET, Int8Shape
 from tir_kernels.layouts import BLOCK_N, PACK, LinearShape
 
@@ -59,9 +60,8 @@ def nibbles(words: Any, half: Any, lanes: int) -> Any:
 
 @T.inline
 def prefetch(array, b, i):
-    """Ask for array[b, i, 0]. Past its end this asks for what lies behind, which does no harm."""
-    address = T.meta_var(T.address_of(array[b, i, 0]))
-    T.evaluate(T.call_intrin("void", "tirx.prefetch", address, 0, 3, 1))
+    """Ask for array[b, i, 0]."""
+    T.evaluate(asked_for(array[b, i, 0]))
 
 
 def four_bit_weight(target: Target, shape: LinearShape) -> BlockedWeight:

@@ -16,6 +16,7 @@ buffer that stays in cache and is multiplied with a panel of rows, accumulators 
 from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.cpu.blocked import blocked_linear
 from tir_kernels.cpu.matmul import micro_kernel
+from tir_kernels.cpu.prefetching import asked_for
 from tir_kernels.cpu.tiling import largest_fitting, tiling_of
 from tir_kernels.layouts import AUTOAWQ, BLOCKED, PACK, LinearShape, column_shift, nibble_column
 from tir_kernels.memo import memoized
@@ -124,9 +125,7 @@ def few_rows_linear(target: Target, shape: LinearShape, out_dtype: str):
     @T.inline
     def prefetch(qweight, row, word):
         """Ask for a cache line: rows lie pages apart, which hardware prefetchers do not follow."""
-        address = T.meta_var(T.address_of(qweight[T.min(row, K - 1), word]))
-        # Arguments as for LLVM's prefetch: for reading, to be kept in all caches, data.
-        T.evaluate(T.call_intrin("void", "tirx.prefetch", address, 0, 3, 1))
+        T.evaluate(asked_for(qweight[T.min(row, K - 1), word]))
 
     @T.inline
     def accumulate(m, k, w, v, i, extract, x32, qweight, value, part):
