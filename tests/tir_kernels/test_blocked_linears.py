@@ -18,6 +18,7 @@ from tests.tir_kernels.test_linears import quantized
 from tir_kernels import dispatch, reference
 from tir_kernels._tvm import Target
 from tir_kernels.cpu.blocked import blocked_linear
+from tir_kernels.cpu.blocked_tiles import blocks_at_a_time
 from tir_kernels.layouts import BLOCKED, LinearShape
 
 LEVELS = targets_that_run_here()
@@ -57,6 +58,14 @@ def test_against_the_reference(
     level: str, K: int, N: int, group: int, dtype: str, bias: bool, bits: int
 ) -> None:
     check(LEVELS[level], K, N, group, dtype, bias, bits)
+
+
+@pytest.mark.skipif("amx" not in LEVELS, reason="no AMX here")
+def test_so_many_outputs_that_a_thread_takes_more_at_a_time() -> None:
+    N = 2056  # the last of its blocks are fewer, and half of the last one is missing
+    assert blocks_at_a_time(LinearShape(256, N, 128).blocks) > blocks_at_a_time(8)
+    for bits in (8, 16):
+        check(LEVELS["amx"], 256, N, 128, "float16", True, bits, (17, 70))
 
 
 def test_without_any_instruction_for_it() -> None:

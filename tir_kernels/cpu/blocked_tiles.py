@@ -1,10 +1,12 @@
 """Many rows against the blocked layout with AMX: 16 rows by 16 outputs by 64 inputs an instruction.
 
 A thread unpacks the weights of a few blocks once, into the tiles that AMX multiplies with, and goes
-through all rows with them, a panel at a time: what it accumulates stays in the nearest cache.
+through all rows with them, a group of inputs at a time.
 """
 
 from __future__ import annotations
+
+from typing import Any, NamedTuple
 
 from tir_kernels._tvm import T, Target
 from tir_kernels.cpu import amx
@@ -14,11 +16,38 @@ from tir_kernels.cpu.prefetching import asked_for
 from tir_kernels.layouts import BLOCK_N, PACK, LinearShape
 
 CHUNK = 512  # rows that are quantized at a time
-PANEL = 64  # rows whose fp32 sums are accumulated together
-BLOCKS = 4  # of 16 outputs, that a thread takes at a time
 _DEPTH = 64  # inputs of a tile
 _WORDS = _DEPTH // 4
+_R = amx.ROWS
 _X, _WEIGHTS = 4, 6  # tiles: sums in 0..3, two of each of these
+
+
+class _Work(NamedTuple):
+    """The buffers of a thread that goes through all rows with its blocks."""
+
+    xq: Any
+    xscale: Any
+    xoffset: Any
+    unpacked: Any
+    dots: Any  # of two units by turns
+    scale: Any  # of two groups by turns, as is zero_scale
+    zero_scale: Any
+    total: Any
+
+
+class _Unit(NamedTuple):
+    """What AMX's tiles of sums hold at a time: a tile of rows, a pair of blocks, a group."""
+
+    tile: Any
+    pair: Any
+    g: Any
+
+
+def blocks_at_a_time(blocks: int) -> int:
+    """Of 16 outputs each, for a thread: more of them read the activations, which the second cache
+    does not hold, less often, and fewer leave work for more threads.
+    """
+    return 8 if blocks >= 128 else 4
 
 
 def rows_in_tiles(target: Target, shape: LinearShape, out_dtype: str, act_bits: int):
@@ -27,6 +56,10 @@ def rows_in_tiles(target: Target, shape: LinearShape, out_dtype: str, act_bits: 
     groups, blocks, planes = shape.groups, shape.blocks, planes_of(act_bits)
     # A group of 32 inputs fills half of a tile, and the rest of its activations are zeros.
     steps = -(-G // _DEPTH)
+    taken = blocks_at_a_time(blocks)
+    pairs, width = taken // 2, taken * BLOCK_N
+    between = -(-_R // (2 * steps * planes))  # rows that are finished after each instruction
+    ahead = -(-steps * planes // pairs)  # lines of activations that are asked for with each row
     quantize = quantize_group(target, G, act_bits)
     load_factors = four_bit_weight(target, shape).factors
     store = store_outputs(out_dtype, N, BLOCK_N)
@@ -38,7 +71,7 @@ def rows_in_tiles(target: Target, shape: LinearShape, out_dtype: str, act_bits: 
 
         def at(plane, k, lanes):
             word = k % _DEPTH // 4
-            place = [r // amx.ROWS, g, k // _DEPTH, plane, r % amx.ROWS]
+            place = [r // _R, g, k // _DEPTH, plane, r % _R]
             return [*place, word if lanes == 1 else T.ramp(word, 1, lanes)]
 
         return at
@@ -52,11 +85,11 @@ def rows_in_tiles(target: Target, shape: LinearShape, out_dtype: str, act_bits: 
             if G < _DEPTH:
                 for p in T.unroll(planes):
                     for word in T.vectorized(_WORDS - G // 4):
-                        xq[r // amx.ROWS, g, 0, p, r % amx.ROWS, G // 4 + word] = 0
+                        xq[r // _R, g, 0, p, r % _R, G // 4 + word] = 0
 
     @T.inline
     def unpack(first_block, qweight, unpacked):
-        for n in range(BLOCKS):
+        for n in range(taken):
             b = T.meta_var(T.min(first_block + n, blocks - 1))
             for word in range(K // PACK):
                 for half in T.unroll(2):
@@ -64,104 +97,117 @@ def rows_in_tiles(target: Target, shape: LinearShape, out_dtype: str, act_bits: 
                         qweight[b, word, every], half, BLOCK_N
                     )
 
+    def factors_of(g):
+        """Where the factors of a group are, of those of two groups."""
+        return g % 2 * width
+
+    def unit_before(unit, tiles):
+        """Pairs follow each other, then tiles of rows, then groups."""
+        tile, pair, g = unit
+        new_tile = pair == 0
+        new_group = T.And(new_tile, tile == 0)
+        return _Unit(
+            T.Select(new_group, tiles - 1, T.Select(new_tile, tile - 1, tile)),
+            (pair + pairs - 1) % pairs,
+            T.Select(new_group, g - 1, g),
+        )
+
     @T.inline
-    def multiply_group(tile, g, pair, xq, unpacked, sums):
+    def prefetch_next(work, unit, tiles, row):
+        """A part of the row of tiles of activations that comes next, to the nearest cache."""
+        ends = T.meta_var(unit.tile == tiles - 1)
+        tile = T.meta_var(T.Select(ends, T.int64(0), unit.tile + 1))
+        g = T.meta_var(T.Select(ends, unit.g + 1, unit.g))
+        for i in T.unroll(ahead):
+            line = T.meta_var((unit.pair * _R + row) * ahead + i)
+            T.evaluate(asked_for(work.xq[tile, g, 0, 0, line, 0]))
+
+    @T.inline
+    def finish_row(work, unit, row):
+        line = T.meta_var(unit.tile * _R + row)
+        t = T.meta_var(T.broadcast(work.xscale[T.max(unit.g, 0), line], BLOCK_N))
+        v = T.meta_var(T.broadcast(work.xoffset[T.max(unit.g, 0), line], BLOCK_N))
+        for n in T.unroll(2):
+            dots = T.meta_var(_dots(work.dots, unit.pair % 2, planes, n, row))
+            at = T.meta_var((2 * unit.pair + n) * BLOCK_N)
+            column = T.meta_var(T.ramp(at, 1, BLOCK_N))
+            factors = T.meta_var(T.ramp(factors_of(unit.g) + at, 1, BLOCK_N))
+            work.total[line, column] = (
+                work.total[line, column]
+                + dots * (work.scale[factors] * t)
+                - work.zero_scale[factors] * v
+            )
+
+    @T.inline
+    def multiply_unit(work, unit, before, tiles):
+        """The dot products of a tile of rows with a pair of blocks and, between them, row by row,
+        what is to be done with those of the unit before: AMX takes 16 cycles an instruction, and a
+        processor looks only so far ahead for work that need not wait.
+        """
         for i in T.unroll(2 * planes):
             T.evaluate(amx.zero(i))
         for step in T.unroll(steps):
             for p in T.unroll(planes):
-                T.evaluate(amx.load(_X + p, T.address_of(xq[tile, g, step, p, 0, 0]), 4 * _WORDS))
+                x = T.meta_var(T.address_of(work.xq[unit.tile, unit.g, step, p, 0, 0]))
+                T.evaluate(amx.load(_X + p, x, 4 * _WORDS))
             for n in T.unroll(2):
-                row = T.meta_var(g * (G // 4) + step * _WORDS)
-                address = T.meta_var(T.address_of(unpacked[2 * pair + n, row, 0]))
+                word = T.meta_var(unit.g * (G // 4) + step * _WORDS)
+                address = T.meta_var(T.address_of(work.unpacked[2 * unit.pair + n, word, 0]))
                 T.evaluate(amx.load(_WEIGHTS + n, address, 4 * BLOCK_N))
             for p in T.unroll(planes):
                 for n in T.unroll(2):
                     T.evaluate(amx.dot_int8(2 * p + n, _X + p, _WEIGHTS + n, "su"))
+                    for i in T.unroll(between):
+                        row = T.meta_var(((step * planes + p) * 2 + n) * between + i)
+                        if row < _R:
+                            prefetch_next(work, unit, tiles, row)
+                            finish_row(work, before, row)
         for p in T.unroll(planes):
             for n in T.unroll(2):
-                T.evaluate(amx.store(2 * p + n, T.address_of(sums[p, n, 0, 0]), 4 * BLOCK_N))
+                dots = T.meta_var(T.address_of(work.dots[unit.pair % 2, p, n, 0, 0]))
+                T.evaluate(amx.store(2 * p + n, dots, 4 * BLOCK_N))
 
     @T.inline
-    def prefetch_next(r0, g, line, pair, row, xq, unpacked):
-        """Part of the tiles that come next, to the nearest cache: a row of tiles of activations (64
-        lines, of which each pair of blocks and row asks for two), and the next group's weights,
-        that all tiles of rows of a panel ask for together.
-        """
-        ends = T.meta_var(line == PANEL - amx.ROWS)
-        tile = T.meta_var(
-            T.Select(ends, T.truncdiv(r0, amx.ROWS), T.truncdiv(r0 + line, amx.ROWS) + 1)
-        )
-        for i in T.unroll(2):
-            at = T.meta_var(pair * 2 * amx.ROWS + row * 2 + i)
-            T.evaluate(asked_for(xq[tile, T.Select(ends, g + 1, g), 0, 0, at, 0]))
-        n = T.meta_var(T.truncdiv(line, amx.ROWS))
-        at = T.meta_var((g + 1) * (G // 4) + pair * amx.ROWS + row)
-        T.evaluate(asked_for(unpacked[n, at, 0]))
-
-    @T.inline
-    def finish_group(
-        r0, g, pair, xscale, xoffset, zero_scale, scale, sums, total, line, xq, unpacked
-    ):
-        for row in range(amx.ROWS):
-            prefetch_next(r0, g, line, pair, row, xq, unpacked)
-            for n in T.unroll(2):
-                column = T.meta_var(T.ramp((2 * pair + n) * BLOCK_N, 1, BLOCK_N))
-                t = T.meta_var(T.broadcast(xscale[g, r0 + line + row], BLOCK_N))
-                v = T.meta_var(T.broadcast(xoffset[g, r0 + line + row], BLOCK_N))
-                total[line + row, column] = (
-                    total[line + row, column]
-                    + _dots(planes, sums, n, row) * (scale[column] * t)
-                    - zero_scale[column] * v
-                )
-
-    @T.inline
-    def panel(
-        first, r0, height, first_block,
-        xq, xscale, xoffset, weights, unpacked, offset, out,
-    ):  # fmt: skip
-        sums = T.alloc_buffer((planes, 2, amx.ROWS, BLOCK_N), "int32")
-        total = T.alloc_buffer((PANEL, BLOCKS * BLOCK_N), "float32")
-        scale = T.alloc_buffer((BLOCKS * BLOCK_N,), "float32")
-        zero = T.alloc_buffer((BLOCKS * BLOCK_N,), "int32")
-        zero_scale = T.alloc_buffer((BLOCKS * BLOCK_N,), "float32")
-        for line in range(PANEL):
-            for j in T.vectorized(BLOCKS * BLOCK_N):
+    def multiply_blocks(first, height, first_block, xq, xscale, xoffset, weights, offset, out):
+        unpacked = T.alloc_buffer((taken, K // 4 + _WORDS, BLOCK_N), "int32")
+        dots = T.alloc_buffer((2, planes, 2, _R, BLOCK_N), "int32")
+        total = T.alloc_buffer((CHUNK, width), "float32")
+        zero = T.alloc_buffer((2 * width,), "int32")
+        scale = T.alloc_buffer((2 * width,), "float32")
+        zero_scale = T.alloc_buffer((2 * width,), "float32")
+        work = T.meta_var(_Work(xq, xscale, xoffset, unpacked, dots, scale, zero_scale, total))
+        tiles: T.let[T.int64] = T.ceildiv(height, _R)
+        unpack(first_block, weights[0], unpacked)
+        for line in range(tiles * _R):
+            for j in T.vectorized(width):
                 total[line, j] = T.float32(0)
+        for j in T.vectorized(width):
+            # The unit before the first is of group -1: zeros times what lies in `dots`.
+            scale[factors_of(-1) + j] = T.float32(0)
+            zero_scale[factors_of(-1) + j] = T.float32(0)
         for g in range(groups):
-            for n in T.unroll(BLOCKS):
+            for n in T.unroll(taken):
                 b = T.meta_var(T.min(first_block + n, blocks - 1))
-                load_factors(weights, b, g, 0, zero, scale, n * BLOCK_N)
-            for j in T.vectorized(BLOCKS * BLOCK_N):
-                zero_scale[j] = T.Cast("float32", zero[j]) * scale[j]
-            for tile in range(PANEL // amx.ROWS):
-                line = T.meta_var(tile * amx.ROWS)
-                if r0 + line < height:
-                    for pair in range(BLOCKS // 2):
-                        multiply_group(r0 // amx.ROWS + tile, g, pair, xq, unpacked, sums)
-                        finish_group(
-                            r0,
-                            g,
-                            pair,
-                            xscale,
-                            xoffset,
-                            zero_scale,
-                            scale,
-                            sums,
-                            total,
-                            line,
-                            xq,
-                            unpacked,
-                        )
-        for line in range(T.min(height - r0, PANEL)):
-            for n in range(BLOCKS):
+                load_factors(weights, b, g, 0, zero, scale, factors_of(g) + n * BLOCK_N)
+            for j in T.vectorized(width):
+                at = T.meta_var(factors_of(g) + j)
+                zero_scale[at] = T.Cast("float32", zero[at]) * scale[at]
+            for tile in range(tiles):
+                for pair in T.unroll(pairs):
+                    unit = T.meta_var(_Unit(tile, pair, g))
+                    multiply_unit(work, unit, unit_before(unit, tiles), tiles)
+        last = T.meta_var(_Unit(tiles - 1, pairs - 1, groups - 1))
+        for row in range(_R):
+            finish_row(work, last, row)
+        for line in range(height):
+            for n in T.unroll(taken):
                 if first_block + n < blocks:
                     column = T.meta_var((first_block + n) * BLOCK_N)
-                    store(total, line, n * BLOCK_N, first + r0 + line, column, offset, out)
+                    store(total, line, n * BLOCK_N, first + line, column, offset, out)
 
     @T.inline
     def multiply(m, x, weights, offset, out):
-        xq = T.alloc_buffer((CHUNK // amx.ROWS, groups, steps, planes, amx.ROWS, _WORDS), "int32")
+        xq = T.alloc_buffer((CHUNK // _R, groups, steps, planes, _R, _WORDS), "int32")
         xscale = T.alloc_buffer((groups, CHUNK), "float32")
         xsum = T.alloc_buffer((groups, CHUNK), "int32")
         xoffset = T.alloc_buffer((groups, CHUNK), "float32")
@@ -173,28 +219,24 @@ def rows_in_tiles(target: Target, shape: LinearShape, out_dtype: str, act_bits: 
             for g in range(groups):
                 # Rows that fill up the last tile are never stored, but denormal numbers that lie
                 # there by chance would make each of their products take a hundred times as long.
-                for r in range(T.ceildiv(height, amx.ROWS) * amx.ROWS - height):
+                for r in range(T.ceildiv(height, _R) * _R - height):
                     xscale[g, height + r] = T.float32(0)
                     xoffset[g, height + r] = T.float32(0)
-            for part in T.parallel(-(-blocks // BLOCKS)):
+            for part in T.parallel(-(-blocks // taken)):
                 configuration = T.alloc_buffer((16,), "int32")
-                unpacked = T.alloc_buffer((BLOCKS, K // 4 + _WORDS, BLOCK_N), "int32")
                 configure(configuration)
-                unpack(part * BLOCKS, weights[0], unpacked)
-                for i in range(T.ceildiv(height, PANEL)):
-                    panel(
-                        first, i * PANEL, height, part * BLOCKS,
-                        xq, xscale, xoffset, weights, unpacked, offset, out,
-                    )  # fmt: skip
+                multiply_blocks(
+                    first, height, part * taken, xq, xscale, xoffset, weights, offset, out
+                )
                 T.evaluate(amx.release())
 
     return multiply
 
 
-def _dots(planes, sums, n, row):
+def _dots(dots, slot, planes, n, row):
     """The dot products of a row with the outputs of a block, of all planes, in fp32."""
     at = T.ramp(0, 1, BLOCK_N)
-    dots = sums[0, n, row, at]
+    total = dots[slot, 0, n, row, at]
     if planes == 2:
-        dots = T.shift_left(dots, T.broadcast(T.int32(8), BLOCK_N)) + sums[1, n, row, at]
-    return T.Cast(f"float32x{BLOCK_N}", dots)
+        total = T.shift_left(total, T.broadcast(T.int32(8), BLOCK_N)) + dots[slot, 1, n, row, at]
+    return T.Cast(f"float32x{BLOCK_N}", total)
