@@ -152,7 +152,7 @@ class _Work:
         yield int(activations) + codes
         if recipe.compensation is not None:
             moment = widest_input**2 * _FLOAT
-            matrices = 5 + recipe.follows_original
+            matrices = 3 + recipe.follows_original  # moment, its factor on the way, cross moment
             running = int(activations + 2 * widest_input * batch * _FLOAT)
             all_before = 0
             if not recipe.compensation.true_sequential:

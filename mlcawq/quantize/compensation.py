@@ -115,5 +115,7 @@ def inverse_factor(
             break
         damping *= 2
     del backwards, diagonal  # each of these matrices can be gigabytes
-    identity = torch.eye(len(lower), device=lower.device)
-    return torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+    inverse = torch.eye(len(lower), device=lower.device)
+    torch.linalg.solve_triangular(lower, inverse, upper=False, out=inverse)
+    del lower
+    return inverse.flip(0, 1)
