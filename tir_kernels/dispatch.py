@@ -42,6 +42,7 @@ def w4a16_linear(
     layout: str = AUTOAWQ,
     silu: bool = False,
     scale_dtype: str = "float16",
+    act_bits: int = 16,
 ) -> PrimFunc:
     """A linear on 4-bit weights (see `tir_kernels.layouts`).
 
@@ -53,6 +54,9 @@ def w4a16_linear(
     silu, for the tiled layout of a fused gate_up of N outputs with its rows interleaved: out is
     silu(gate) * up [m, N/2]. A bias is added before that and lies in the natural order, gates
     first.
+
+    act_bits, for the blocked layout: of the integers, 16 or 8, that x is rounded to, with a scale
+    for each row and group of inputs (`tir_kernels.cpu.activations`).
 
     Raises ValueError for what the layout or the target's kernels do not have, and
     NotImplementedError for a target without kernels.
@@ -67,8 +71,19 @@ def w4a16_linear(
         raise ValueError(f"silu is fused into kernels of the layout {TILED} only, not {layout}")
     if silu and N % 16:
         raise ValueError(f"a gate_up of {N} outputs cannot be interleaved: not a multiple of 16")
+    if act_bits != 16 and (room is not cpu or layout != BLOCKED):
+        raise ValueError(f"activations are rounded on CPUs for the layout {BLOCKED} only")
+    rounding = {"act_bits": act_bits} if room is cpu else {}
     return room.w4a16_linear(
-        target, shape, act_dtype, out_dtype, bias, layout=layout, silu=silu, scale_dtype=scale_dtype
+        target,
+        shape,
+        act_dtype,
+        out_dtype,
+        bias,
+        layout=layout,
+        silu=silu,
+        scale_dtype=scale_dtype,
+        **rounding,
     )
 
 

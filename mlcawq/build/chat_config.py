@@ -16,7 +16,12 @@ from typing import Any
 
 from mlcawq.checkpoint.config import AwqConfig, ModelConfig, load_json, parse_config
 from mlcawq.errors import Problem, UserError, raise_all
-from mlcawq.graph.settings import CompileSettings, quantization_named
+from mlcawq.graph.settings import (
+    ACTIVATIONS,
+    EXACT_ACTIVATIONS,
+    CompileSettings,
+    quantization_named,
+)
 from mlcawq.graph.tables import PLAIN, Tables, choose_tables
 from tir_kernels.layouts import AUTOAWQ, LAYOUTS
 
@@ -45,6 +50,7 @@ class ChatConfig:
     weight_layout: how the quantized weights are stored ("autoawq", which a file without it means,
         "n16k64" or "n16k8"), None for unquantized ones.
     tables: how the output head and the embedding are stored.
+    activations: what the library rounds them to, one of graph.settings.ACTIVATIONS.
     sizes: what the library is compiled for.
     raw: the file as it was read.
     """
@@ -53,6 +59,7 @@ class ChatConfig:
     quantization: str
     weight_layout: str | None
     tables: Tables
+    activations: str
     sizes: CompileSettings
     raw: dict[str, Any]
 
@@ -173,6 +180,12 @@ def agreed_layout(folder: Path, asked: str | None) -> str | None:
     )
 
 
+def planned_activations(folder: Path) -> str | None:
+    """What a folder's mlc-chat-config.json says, None where there is none."""
+    file = folder / CONFIG_NAME
+    return load_json(file).get("activations", EXACT_ACTIVATIONS) if file.is_file() else None
+
+
 def planned_tables(folder: Path) -> Tables | None:
     """How a folder's mlc-chat-config.json says that head and embedding are stored, None where there
     is no such file. Raises UserError for what is not known.
@@ -260,6 +273,9 @@ def read_chat_config(path: Path) -> ChatConfig:
             )
         )
     tables = _read_tables(raw, where, problems)
+    activations = raw.get("activations", EXACT_ACTIVATIONS)
+    if activations not in ACTIVATIONS:
+        problems.append(Problem(f"activations {activations!r} are not known", where))
     if raw.get("tensor_parallel_shards", 1) != 1:
         problems.append(Problem("tensor_parallel_shards above 1 is not supported", where))
     try:
@@ -272,6 +288,7 @@ def read_chat_config(path: Path) -> ChatConfig:
         quantization=name,
         weight_layout=layout if quantization else None,
         tables=tables,
+        activations=activations,
         sizes=CompileSettings(**sizes),
         raw=raw,
     )

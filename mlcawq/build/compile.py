@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from mlcawq.build.targets import resolve_target, target_device, target_record
 from mlcawq.checkpoint.config import ModelConfig
 from mlcawq.errors import UserError
 from mlcawq.graph.settings import (
+    EXACT_ACTIVATIONS,
+    check_activations,
     check_dtype,
     check_layout,
     compile_settings,
@@ -48,6 +50,7 @@ def compile_model(
     *,
     weight_layout: str | None = None,
     tables: Tables = PLAIN,
+    activations: str = EXACT_ACTIVATIONS,
     progress: Callable[[str], None] | None = None,
 ) -> Library:
     """Compile `config` for `target` and write the shared library `out_lib`, whole or not at all.
@@ -55,11 +58,13 @@ def compile_model(
     quantization: a name to insist on; by default what the checkpoint is. Sizes are in tokens and
     sequences, with the defaults of `compile_settings`. weight_layout: of the quantized weights that
     the library will be given, by default the stock one; tables: how its head and embedding are
-    stored. Raises UserError for everything that can be known to fail before compiling. Weights are
-    not needed.
+    stored; activations: what it rounds them to, one of `graph.settings.ACTIVATIONS`. Raises
+    UserError for everything that can be known to fail before compiling. Weights are not needed.
     """
     settings = compile_settings(config, context_window_size, prefill_chunk_size, max_batch_size)
     kind = infer_quantization(config, quantization, weight_layout, tables)
+    check_activations(activations, kind.weight_layout)
+    kind = replace(kind, activations=activations)
     resolved = resolve_target(target) if isinstance(target, str) else target
     check_layout(kind.weight_layout, target_device(resolved))
     check_tables(tables, target_device(resolved))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from mlcawq.engine.conversation import Conversation
 from mlcawq.engine.tokenizer import ModelTokenizer
 from mlcawq.errors import UserError
 from mlcawq.graph.settings import (
+    EXACT_ACTIVATIONS,
     CompileSettings,
     compile_settings,
     infer_quantization,
@@ -50,6 +51,7 @@ def gen_config(
     *,
     weight_layout: str | None = None,
     tables: Tables = PLAIN,
+    activations: str = EXACT_ACTIVATIONS,
     context_window_size: int | None = None,
     prefill_chunk_size: int | None = None,
     max_batch_size: int | None = None,
@@ -58,8 +60,8 @@ def gen_config(
 
     quantization: MLC's name, None for what the checkpoint is. weight_layout: of quantized weights
     (`tir_kernels.layouts`), None for the stock one. tables: how head and embedding will be stored.
-    conv_template: a shipped template's name or a JSON file, None to find it from the model's chat
-    template.
+    activations: what the library will round them to (`graph.settings.ACTIVATIONS`). conv_template:
+    a shipped template's name or a JSON file, None to find it from the model's chat template.
     The sizes (tokens, tokens, sequences) are what the library is compiled for; see
     `compile_settings` for their defaults.
     Raises UserError for everything that is wrong with the checkpoint or with the arguments.
@@ -67,6 +69,7 @@ def gen_config(
     checkpoint, out = Path(checkpoint), Path(out)
     config = read_config(checkpoint)
     kind = infer_quantization(config, quantization, weight_layout, tables)
+    kind = replace(kind, activations=activations)
     sizes = compile_settings(config, context_window_size, prefill_chunk_size, max_batch_size)
     files = copy_tokenizer(checkpoint, out)
     tokens = ModelTokens.read(out, checkpoint)
@@ -100,7 +103,7 @@ def gen_config(
     }
     if config.quantization is not None:
         content |= awq_keys(config.quantization, kind.weight_layout)
-    content |= tables.names()
+    content |= kind.roundings()
     write_json(out / CONFIG_NAME, content)
     return GeneratedConfig(content, choice, tuple(messages))
 

@@ -17,6 +17,7 @@ from mlcawq.build.chat_config import (
     CONFIG_NAME,
     ChatConfig,
     library_name,
+    planned_activations,
     planned_layout,
     planned_tables,
     read_chat_config,
@@ -56,8 +57,10 @@ from mlcawq.checkpoint.writing import (
 )
 from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.graph.settings import (
+    EXACT_ACTIVATIONS,
     CompileSettings,
     Quantization,
+    check_activations,
     check_dtype,
     check_layout,
     compile_settings,
@@ -78,14 +81,16 @@ class BuildRequest:
 
     weight_layout: by default what the target's kernels are fastest with, in a whole build, and the
     stock one where a step has no target. head: one of `graph.tables.HEADS`, by default int8 where
-    the weights lie as the CPU's kernels want them. verify: True checks all layers whatever the
-    size, False nothing, None by size.
+    the weights lie as the CPU's kernels want them. activations: one of
+    `graph.settings.ACTIVATIONS`, by default those that are as good as float16. verify: True checks
+    all layers whatever the size, False nothing, None by size.
     """
 
     target: str = "cpu"
     quantization: str | None = None
     weight_layout: str | None = None
     head: str | None = None
+    activations: str | None = None
     conv_template: str | None = None
     context_window_size: int | None = None
     prefill_chunk_size: int | None = None
@@ -99,7 +104,8 @@ class BuildResult:
     """What was built. bits_per_parameter counts scales and zeros in; library: file name.
 
     unverified: why there is no verification, empty where there is one. via: the other project that
-    built it, empty for ourselves. tables: how head and embedding are stored.
+    built it, empty for ourselves. tables: how head and embedding are stored; activations: what the
+    library rounds them to.
     """
 
     folder: Path
@@ -117,6 +123,7 @@ class BuildResult:
     unverified: str
     via: str = ""
     tables: Tables = PLAIN
+    activations: str = EXACT_ACTIVATIONS
 
     def as_json(self) -> dict[str, Any]:
         out = asdict(self)
@@ -171,6 +178,7 @@ def build(
             request.conv_template,
             weight_layout=checked.quantization.weight_layout,
             tables=checked.quantization.tables,
+            activations=checked.quantization.activations,
             **asdict(checked.sizes),
         )
         for text in generated.messages:
@@ -270,15 +278,17 @@ def _quantization(
     check_type(request.target, kind.name)
     packed = kind.weight_layout == BLOCKED
     tables = choose_tables(config, request.head, packed=packed, own=own_head, device=device)
-    return replace(kind, tables=tables)
+    activations = request.activations or EXACT_ACTIVATIONS
+    check_activations(activations, kind.weight_layout)
+    return replace(kind, tables=tables, activations=activations)
 
 
 def generate_config(checkpoint: Path, out: Path, request: BuildRequest) -> GeneratedConfig:
     """The step gen-config into a folder that may hold other parts of a build.
 
-    A config that is there already keeps its weight layout, and how head and embedding are stored,
-    unless the request names one. Files are put in place one by one when all of them are there, the
-    config last.
+    A config that is there already keeps its weight layout, how head and embedding are stored and
+    what activations are rounded to, unless the request names one. Files are put in place one by one
+    when all of them are there, the config last.
     """
     out = Path(out).absolute()
     check_folder(out)
@@ -294,6 +304,8 @@ def generate_config(checkpoint: Path, out: Path, request: BuildRequest) -> Gener
             own=_own_head(checkpoint),
             device=None,
         )
+    activations = request.activations or planned_activations(out) or EXACT_ACTIVATIONS
+    check_activations(activations, layout)
     stage = scratch_folder(out.parent, f".{out.name}.partial-")
     try:
         generated = gen_config(
@@ -303,6 +315,7 @@ def generate_config(checkpoint: Path, out: Path, request: BuildRequest) -> Gener
             request.conv_template,
             weight_layout=layout,
             tables=tables,
+            activations=activations,
             context_window_size=request.context_window_size,
             prefill_chunk_size=request.prefill_chunk_size,
             max_batch_size=request.max_batch_size,
@@ -364,6 +377,7 @@ def _compile(config: ChatConfig, library: Path, target: str, reporter: Reporter)
         **asdict(config.sizes),
         weight_layout=config.weight_layout,
         tables=config.tables,
+        activations=config.activations,
         progress=lambda stage: reporter.stage(f"library: {stage}"),
     )
 
@@ -408,6 +422,7 @@ def _result(
         verification=verification,
         unverified=checked.unverified,
         tables=checked.quantization.tables,
+        activations=checked.quantization.activations,
     )
 
 

@@ -53,6 +53,14 @@ Head = Annotated[
         "or int4.  [default: int8 beside weights in n16k8, else float16]",
     ),
 ]
+Activations = Annotated[
+    str | None,
+    typer.Option(
+        "--activations",
+        help="What 4-bit weights in n16k8 are multiplied by: int16, as good as float16, or int8, "
+        "which reads prompts faster and costs some accuracy.  [default: int16]",
+    ),
+]
 ConvTemplate = Annotated[
     str | None,
     typer.Option(
@@ -108,6 +116,7 @@ def build(
     quantization: Quantization = None,
     weight_layout: BuildLayout = None,
     head: Head = None,
+    activations: Activations = None,
     conv_template: ConvTemplate = None,
     context_window_size: Context = None,
     prefill_chunk_size: Chunk = None,
@@ -154,6 +163,7 @@ def build(
         quantization=quantization,
         weight_layout=weight_layout,
         head=head,
+        activations=activations,
         conv_template=conv_template,
         context_window_size=context_window_size,
         prefill_chunk_size=prefill_chunk_size,
@@ -189,6 +199,7 @@ def gen_config(
     quantization: Quantization = None,
     weight_layout: ConfigLayout = None,
     head: Head = None,
+    activations: Activations = None,
     conv_template: ConvTemplate = None,
     context_window_size: Context = None,
     prefill_chunk_size: Chunk = None,
@@ -211,6 +222,7 @@ def gen_config(
         quantization=quantization,
         weight_layout=weight_layout,
         head=head,
+        activations=activations,
         conv_template=conv_template,
         context_window_size=context_window_size,
         prefill_chunk_size=prefill_chunk_size,
@@ -402,7 +414,9 @@ def _summary(result: BuildResult) -> list[str]:
         f"weights    {_size(result.weight_bytes)}"
         + (f", layout {result.weight_layout}" if result.weight_layout else "")
         + (f", {_tables(result)}" if result.tables.names() else ""),
-        f"library    {result.library}, {_size(result.library_bytes)}; context "
+        f"library    {result.library}, {_size(result.library_bytes)}"
+        + ("" if result.activations == "int16" else f", activations {result.activations}")
+        + "; context "
         f"{sizes.context_window_size}, prefill chunk {sizes.prefill_chunk_size}, "
         f"batch {sizes.max_batch_size}",
         f"template   {result.conv_template}"

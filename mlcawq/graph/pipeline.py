@@ -57,7 +57,7 @@ def library_metadata(
         "model_type": find_family(config).mlc_model_type,
         "quantization": quantization.name,
         "weight_layout": quantization.weight_layout,
-        **quantization.tables.names(),
+        **quantization.roundings(),
         "architecture": computed_settings(config),
         "context_window_size": settings.context_window_size,
         "sliding_window_size": -1,

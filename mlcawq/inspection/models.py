@@ -72,6 +72,7 @@ _SHOWN = (
     "weight_layout",
     "head",
     "embedding",
+    "activations",
     "target",
     "context_window_size",
     "prefill_chunk_size",

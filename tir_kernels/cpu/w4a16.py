@@ -39,10 +39,12 @@ def w4a16_linear(
     layout: str = AUTOAWQ,
     silu: bool = False,
     scale_dtype: str = "float16",
+    act_bits: int = 16,
 ) -> PrimFunc:
     """(x [m, K], qweight, qzeros, scales[, bias [N]], out [m, N]) for symbolic m.
 
-    x and bias are of `act_dtype`; sums are fp32 and rounded once, to `out_dtype`. Raises ValueError
+    x and bias are of `act_dtype`; sums are fp32 and rounded once, to `out_dtype`. act_bits: as for
+    `blocked_linear`, for its layout alone. Raises ValueError
     for what only GPU kernels have: their layout, and silu.
     """
     if layout not in (AUTOAWQ, BLOCKED) or silu:
@@ -50,7 +52,9 @@ def w4a16_linear(
             f"the CPU has kernels for the layouts {AUTOAWQ} and {BLOCKED} without silu only"
         )
     if layout == BLOCKED:
-        return blocked_linear(target, shape, act_dtype, out_dtype, bias, scale_dtype=scale_dtype)
+        return blocked_linear(
+            target, shape, act_dtype, out_dtype, bias, scale_dtype=scale_dtype, act_bits=act_bits
+        )
     K, N, words, groups = shape.K, shape.N, shape.words, shape.groups
     few_rows = few_rows_linear(target, shape, out_dtype)
     many_rows = many_rows_linear(target, shape, out_dtype)

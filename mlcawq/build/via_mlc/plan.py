@@ -24,6 +24,7 @@ from mlcawq.checkpoint.source import require_tokenizer
 from mlcawq.checkpoint.writing import check_output
 from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.graph.settings import (
+    EXACT_ACTIVATIONS,
     QUANTIZATIONS,
     check_layout,
     check_mlc_layout,
@@ -184,6 +185,12 @@ def layout_of(
         raise UserError.one(
             f"mlc_llm computes with a plain output head, and {asked.head} was asked for",
             "--head",
+            "leave it out, or build without --via mlc-llm",
+        )
+    if asked.activations not in (None, EXACT_ACTIVATIONS):
+        raise UserError.one(
+            f"mlc_llm does not round activations to {asked.activations}",
+            "--activations",
             "leave it out, or build without --via mlc-llm",
         )
     if wanted is not None and (checkpoint.awq is None or (not plugin and wanted != AUTOAWQ)):

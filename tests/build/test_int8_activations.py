@@ -1,0 +1,79 @@
+"""Whole builds whose linears round activations to 8 bits: the library does, and says so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mlcawq.build.chat_config import read_chat_config
+from mlcawq.build.compare_logits import LIMITS
+from mlcawq.build.pipeline import BuildRequest, build, compile_folder, generate_config
+from mlcawq.engine.artifact import read_folder
+from mlcawq.engine.runtime import ModelRuntime
+from mlcawq.errors import UserError
+from mlcawq.graph.settings import check_activations
+from mlcawq.inspection import describe
+from tests.awq_checkpoints import make_awq_checkpoint
+from tests.tiny_models import make_tiny_model
+from tir_kernels import dispatch
+from tir_kernels._tvm import Target
+from tir_kernels.layouts import AUTOAWQ, BLOCKED
+
+IDS = [5, 17, 301, 88, 2, 5, 399, 0, 120, 7]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    plain = make_tiny_model(tmp_path / "plain")
+    return make_awq_checkpoint(plain, tmp_path / "awq", 32)[0]
+
+
+def logits(folder: Path, library: Path | None = None) -> np.ndarray:
+    built = read_folder(folder)
+    if library is not None:
+        library.replace(folder / "lib-cpu.so")
+    runtime = ModelRuntime(built, "cpu", max_total_tokens=64)
+    runtime.add_sequence(0)
+    return runtime.score(0, IDS)
+
+
+def test_a_build_and_its_parts(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    request = BuildRequest(target="cpu:native", activations="int8", context_window_size=256)
+    result = build(checkpoint, out, request)
+    assert result.activations == result.as_json()["activations"] == "int8"
+    assert result.verification is not None
+    assert result.verification.limit == LIMITS["int8"]
+    assert describe(out).facts["activations"] == "int8"
+    rounded = logits(out)
+    # The step compile, and gen-config again, keep what the folder says.
+    again = compile_folder(out, tmp_path / "again.so", "cpu:native")
+    np.testing.assert_array_equal(logits(out, again), rounded)
+    generate_config(checkpoint, out, BuildRequest(context_window_size=256))
+    assert read_chat_config(out).activations == "int8"
+    # Without the rounding the logits are others, and not by much.
+    config = json.loads((out / "mlc-chat-config.json").read_text())
+    del config["activations"]
+    (out / "mlc-chat-config.json").write_text(json.dumps(config))
+    exact = logits(out, compile_folder(out, tmp_path / "exact.so", "cpu:native"))
+    error = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
+    assert 1e-3 < error < LIMITS["int8"]
+
+
+def test_where_there_is_no_such_thing(checkpoint: Path, tmp_path: Path) -> None:
+    for wrong in (
+        BuildRequest(activations="int8", weight_layout=AUTOAWQ),
+        BuildRequest(activations="int8", quantization="q4f32_autoawq_g32"),
+        BuildRequest(activations="int8", target="vulkan:portable", verify=False),
+        BuildRequest(activations="int4"),
+    ):
+        with pytest.raises(UserError, match="activations") as caught:
+            build(checkpoint, tmp_path / "out", wrong)
+        assert "--activations" in str(caught.value)
+    check_activations("int16", None)
+    for target, layout in (("llvm", AUTOAWQ), ("cuda", AUTOAWQ)):
+        with pytest.raises(ValueError, match=BLOCKED):
+            dispatch.w4a16_linear(Target(target), 128, 64, 32, layout=layout, act_bits=8)
