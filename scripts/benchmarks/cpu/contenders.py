@@ -18,6 +18,7 @@ from benchmarks.cpu.shapes import Shape
 OURS, LLAMACPP, PYTORCH, MLC_LLM = "ours", "llama.cpp", "PyTorch", "mlc_llm"
 PROJECTS = (OURS, LLAMACPP, PYTORCH, MLC_LLM)
 HEADS = ("float16", "int8", "int4")
+ACTIVATIONS = ("int16", "int8")
 GGUF_KINDS = ("Q4_0", "Q4_K_M")
 # How llama.cpp can be asked to keep its weights; none is the best for everything.
 _LLAMACPP_WEIGHTS = {
@@ -73,15 +74,26 @@ class Contender:
 
 
 def ours(
-    files: Files, shape: Shape, target: str, heads: Sequence[str], weights: str
+    files: Files,
+    shape: Shape,
+    target: str,
+    heads: Sequence[str],
+    activations: Sequence[str],
+    weights: str,
 ) -> list[Contender]:
-    """What `mlcawq build` makes, by the type of the head. weights: as `mlcawq chat --weights`."""
+    """What `mlcawq build` makes: each head with the first of the activations, then the default head,
+    or the first, with the others. weights: as `mlcawq chat --weights`.
+    """
+    kinds = [(head, activations[0]) for head in heads]
+    head = "int8" if "int8" in heads else heads[0]
+    kinds += [(head, rounded) for rounded in activations[1:]]
     found = []
-    for head in heads:
-        options = ["--target", target, "--head", head]
-        name = re.sub(r"[^\w.]+", "-", f"ours-{head}-{target}")
+    for head, rounded in kinds:
+        options = ["--target", target, "--head", head, "--activations", rounded]
+        name = re.sub(r"[^\w.]+", "-", f"ours-{head}-{rounded}-{target}")
         folder = files.built(shape, name, options)
-        found.append(_engine(f"ours, {head} head", OURS, folder, shape, weights))
+        title = f"ours, {head} head" + (f", {rounded} activations" if rounded != "int16" else "")
+        found.append(_engine(title, OURS, folder, shape, weights))
     return found
 
 
