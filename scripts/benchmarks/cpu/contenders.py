@@ -81,8 +81,8 @@ def ours(
     activations: Sequence[str],
     weights: str,
 ) -> list[Contender]:
-    """What `mlcawq build` makes: each head with the first of the activations, then the default head,
-    or the first, with the others. weights: as `mlcawq chat --weights`.
+    """What `mlcawq build` makes: each head with the first of the activations, then the default
+    head, or the first, with the others. weights: as `mlcawq chat --weights`.
     """
     kinds = [(head, activations[0]) for head in heads]
     head = "int8" if "int8" in heads else heads[0]
