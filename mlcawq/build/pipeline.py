@@ -305,7 +305,8 @@ def generate_config(checkpoint: Path, out: Path, request: BuildRequest) -> Gener
             device=None,
         )
     activations = request.activations or planned_activations(out) or EXACT_ACTIVATIONS
-    check_activations(activations, layout)
+    kind = infer_quantization(read_config(checkpoint), request.quantization, layout)
+    check_activations(activations, kind.weight_layout)
     stage = scratch_folder(out.parent, f".{out.name}.partial-")
     try:
         generated = gen_config(

@@ -102,7 +102,8 @@ def check_activations(activations: str, layout: str | None) -> None:
             f"activations are rounded to {activations} for 4-bit weights in the layout {BLOCKED} "
             f"only, and these are {layout or 'not quantized'}",
             "--activations",
-            "leave it out, or build an AWQ checkpoint with --target cpu",
+            f"leave it out, or give an AWQ checkpoint --weight-layout {BLOCKED}, which is what "
+            "--target cpu takes by itself",
         )
 
 

@@ -73,6 +73,10 @@ def test_where_there_is_no_such_thing(checkpoint: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="activations") as caught:
             build(checkpoint, tmp_path / "out", wrong)
         assert "--activations" in str(caught.value)
+    with pytest.raises(UserError, match="and these are autoawq") as caught:
+        generate_config(checkpoint, tmp_path / "step", BuildRequest(activations="int8"))
+    assert f"--weight-layout {BLOCKED}" in str(caught.value)
+    assert not (tmp_path / "step").exists()
     check_activations("int16", None)
     for target, layout in (("llvm", AUTOAWQ), ("cuda", AUTOAWQ)):
         with pytest.raises(ValueError, match=BLOCKED):
