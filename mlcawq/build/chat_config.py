@@ -181,9 +181,16 @@ def agreed_layout(folder: Path, asked: str | None) -> str | None:
 
 
 def planned_activations(folder: Path) -> str | None:
-    """What a folder's mlc-chat-config.json says, None where there is none."""
+    """What a folder's mlc-chat-config.json says that activations are rounded to, None where there
+    is no such file. Raises UserError for what is not known.
+    """
     file = folder / CONFIG_NAME
-    return load_json(file).get("activations", EXACT_ACTIVATIONS) if file.is_file() else None
+    if not file.is_file():
+        return None
+    problems: list[Problem] = []
+    activations = _read_activations(load_json(file), str(file), problems)
+    raise_all(problems)
+    return activations
 
 
 def planned_tables(folder: Path) -> Tables | None:
@@ -230,6 +237,15 @@ def _read_tables(raw: dict[str, Any], where: str, problems: list[Problem]) -> Ta
         return PLAIN
 
 
+def _read_activations(raw: dict[str, Any], where: str, problems: list[Problem]) -> str:
+    found = raw.get("activations", EXACT_ACTIVATIONS)
+    if isinstance(found, str) and found in ACTIVATIONS:
+        return found
+    fix = f"it can be {' or '.join(ACTIVATIONS)}"
+    problems.append(Problem(f"activations {found!r} are not known", where, fix))
+    return EXACT_ACTIVATIONS
+
+
 def read_chat_config(path: Path) -> ChatConfig:
     """Read a folder's mlc-chat-config.json, written by us or by mlc_llm.
 
@@ -273,9 +289,7 @@ def read_chat_config(path: Path) -> ChatConfig:
             )
         )
     tables = _read_tables(raw, where, problems)
-    activations = raw.get("activations", EXACT_ACTIVATIONS)
-    if activations not in ACTIVATIONS:
-        problems.append(Problem(f"activations {activations!r} are not known", where))
+    activations = _read_activations(raw, where, problems)
     if raw.get("tensor_parallel_shards", 1) != 1:
         problems.append(Problem("tensor_parallel_shards above 1 is not supported", where))
     try:

@@ -357,6 +357,7 @@ def compile_folder(
         device, kind = target_device(resolved), quantization_named(config.quantization)
         collect(lambda: check_layout(config.weight_layout, device))
         collect(lambda: check_tables(config.tables, device))
+        collect(lambda: check_activations(config.activations, config.weight_layout))
         collect(lambda: check_dtype(kind, device))
         collect(lambda: check_type(target, config.quantization))
     raise_all(problems)

@@ -53,6 +53,14 @@ def test_a_build_and_its_parts(checkpoint: Path, tmp_path: Path) -> None:
     assert read_chat_config(again).activations == "int8"
     compile_folder(again, None, "cpu:native")
     np.testing.assert_array_equal(logits(again), rounded)
+    for damaged in ("int4", ["int8"], None):
+        content = json.loads((again / "mlc-chat-config.json").read_text())
+        content["activations"] = damaged
+        (again / "mlc-chat-config.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=r"activations .* are not known"):
+            read_chat_config(again)
+        with pytest.raises(UserError, match=r"activations .* are not known"):
+            generate_config(checkpoint, again, BuildRequest())
     # Without the rounding the logits are others, and not by much.
     config = json.loads((unrounded / "mlc-chat-config.json").read_text())
     del config["activations"]

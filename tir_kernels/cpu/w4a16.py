@@ -44,8 +44,8 @@ def w4a16_linear(
     """(x [m, K], qweight, qzeros, scales[, bias [N]], out [m, N]) for symbolic m.
 
     x and bias are of `act_dtype`; sums are fp32 and rounded once, to `out_dtype`. act_bits: as for
-    `blocked_linear`, for its layout alone. Raises ValueError
-    for what only GPU kernels have: their layout, and silu.
+    `blocked_linear`, for its layout alone. Raises ValueError for what only GPU kernels have: their
+    layout, and silu.
     """
     if layout not in (AUTOAWQ, BLOCKED) or silu:
         raise ValueError(
