@@ -7,6 +7,8 @@ from types import ModuleType
 from tir_kernels import cpu, cuda, vulkan
 from tir_kernels._tvm import PrimFunc, Target
 from tir_kernels.cpu import packed_rows, w8a16
+from tir_kernels.cpu.decode_block import DecodeBlock
+from tir_kernels.cpu.decode_block import decode_block as one_launch
 from tir_kernels.int8_weights import Int8Shape
 from tir_kernels.layouts import AUTOAWQ, BLOCKED, TILED, BlockedShape, ExpertsShape, LinearShape
 
@@ -85,6 +87,24 @@ def w4a16_linear(
         scale_dtype=scale_dtype,
         **rounding,
     )
+
+
+def decode_block(
+    target: Target,
+    block: DecodeBlock,
+    eps: float,
+    dtype: str = "float16",
+    *,
+    layout: str = BLOCKED,
+    scale_dtype: str = "float16",
+    act_bits: int = 16,
+) -> PrimFunc | None:
+    """One row through all that lies between two attentions (see `cpu.decode_block`), to the bit as
+    separate kernels compute it. None for targets and layouts that have no such kernel.
+    """
+    if kernels_for(target) is not cpu or layout != BLOCKED:
+        return None
+    return one_launch(target, block, eps, dtype, scale_dtype=scale_dtype, act_bits=act_bits)
 
 
 def w8a16_linear(

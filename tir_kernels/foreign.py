@@ -22,11 +22,13 @@ def with_root_block(function: PrimFunc) -> PrimFunc:
 def with_unsigned_words(function: PrimFunc) -> PrimFunc:
     """`function` with uint32 parameters in place of its int32 weights, over the same kernels.
 
+    Weights are the parameters whose names end in qweight and qzeros.
+
     The host code hands the pointers on; kernels see them as they were.
     """
     params, views = [], []
     for param in function.params:
-        if is_buffer_var(param) and param.name in ("qweight", "qzeros"):
+        if is_buffer_var(param) and param.name.rpartition("_")[2] in ("qweight", "qzeros"):
             unsigned = tirx.decl_buffer(param.shape, "uint32", name=param.name)
             first = tirx.BufferLoad(unsigned, [0] * len(param.shape))
             views.append(tirx.DeclBuffer(param, data=tirx.address_of(first)))

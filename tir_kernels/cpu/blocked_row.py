@@ -8,6 +8,8 @@ core. Scales and zero points are streams of their own, so slow that no prefetche
 
 from __future__ import annotations
 
+from typing import Any
+
 from tir_kernels._tvm import T
 from tir_kernels.cpu.blocked_weight import BlockedWeight, group_product, prefetch, store_outputs
 from tir_kernels.layouts import BLOCK_N
@@ -24,15 +26,34 @@ def row_by_blocks(weight: BlockedWeight, out_dtype: str, planes: int):
     Arguments as `quantized_rows.with_quantized_rows` calls it; offset: column -> fp32, what is
     added to a sum.
     """
+    step = row_step(weight, out_dtype, planes)
+
+    @T.inline
+    def multiply(first, height, xq, xscale, xsum, weights, offset, out):
+        for i in T.parallel(steps_of(weight)):
+            step(i, first, xq, xscale, xsum, weights, offset, out)
+
+    return multiply
+
+
+def row_step(weight: BlockedWeight, out_dtype: str, planes: int, finish: Any = None):
+    """TIR (i, first, xq, xscale, xsum, weights, offset, out) for step i of `steps_of`: block i of
+    both streams. finish: TIR (total fp32 [STREAMS, BLOCK_N], i, first, offset, out) that does
+    something else with the sums of these two blocks than to store them.
+    """
     blocks, groups, words, parts = weight.blocks, weight.groups, weight.words, weight.parts
     L = weight.dot.lanes
     vectors = BLOCK_N // L
     store = store_outputs(out_dtype, weight.N, BLOCK_N)
-    length = -(-blocks // STREAMS)
 
     def block_of(i, s):
         """Where there are too few blocks, the last one is computed again."""
-        return T.min(s * length + i, blocks - 1)
+        return T.min(s * steps_of(weight) + i, blocks - 1)
+
+    @T.inline
+    def store_both(total, i, first, offset, out):
+        for s in T.unroll(STREAMS):
+            store(total, s, 0, first, block_of(i, s) * BLOCK_N, offset, out)
 
     def pairs(bytes_, xq, p, word, s, v, i):
         at = T.ramp(v * L, 1, L)
@@ -46,6 +67,8 @@ def row_by_blocks(weight: BlockedWeight, out_dtype: str, planes: int):
         at = T.ramp(v * L, 1, L)
         terms = [_shifted(sums[s, p, i, at], weight.shifts[i], L) for i in range(parts)]
         return sum(terms[1:], terms[0])
+
+    finish_both = finish or store_both
 
     @T.inline
     def multiply_step(i, g, word, xq, weights, bytes_, sums):
@@ -77,29 +100,32 @@ def row_by_blocks(weight: BlockedWeight, out_dtype: str, planes: int):
                 ) * (scale[at] * T.broadcast(xscale[0, g], L))
 
     @T.inline
-    def multiply(first, height, xq, xscale, xsum, weights, offset, out):
-        for i in T.parallel(length):
-            bytes_ = T.alloc_buffer((STREAMS, STEPS, parts, BLOCK_N), "int32")
-            sums = T.alloc_buffer((STREAMS, planes, parts, BLOCK_N), "int32")
-            total = T.alloc_buffer((STREAMS, BLOCK_N), "float32")
-            zero = T.alloc_buffer((BLOCK_N,), "int32")
-            scale = T.alloc_buffer((BLOCK_N,), "float32")
-            every = T.meta_var(T.ramp(0, 1, BLOCK_N))
+    def step(i, first, xq, xscale, xsum, weights, offset, out):
+        bytes_ = T.alloc_buffer((STREAMS, STEPS, parts, BLOCK_N), "int32")
+        sums = T.alloc_buffer((STREAMS, planes, parts, BLOCK_N), "int32")
+        total = T.alloc_buffer((STREAMS, BLOCK_N), "float32")
+        zero = T.alloc_buffer((BLOCK_N,), "int32")
+        scale = T.alloc_buffer((BLOCK_N,), "float32")
+        every = T.meta_var(T.ramp(0, 1, BLOCK_N))
+        for s in T.unroll(STREAMS):
+            total[s, every] = T.broadcast(T.float32(0), BLOCK_N)
+        for g in range(groups):
             for s in T.unroll(STREAMS):
-                total[s, every] = T.broadcast(T.float32(0), BLOCK_N)
-            for g in range(groups):
-                for s in T.unroll(STREAMS):
-                    for p in T.unroll(planes):
-                        for part in T.unroll(parts):
-                            sums[s, p, part, every] = T.broadcast(T.int32(0), BLOCK_N)
-                for step in range(words // STEPS):
-                    word = T.meta_var(g * words + step * STEPS)
-                    multiply_step(i, g, word, xq, weights, bytes_, sums)
-                finish_group(i, g, xscale, xsum, weights, zero, scale, sums, total)
-            for s in T.unroll(STREAMS):
-                store(total, s, 0, first, block_of(i, s) * BLOCK_N, offset, out)
+                for p in T.unroll(planes):
+                    for part in T.unroll(parts):
+                        sums[s, p, part, every] = T.broadcast(T.int32(0), BLOCK_N)
+            for n in range(words // STEPS):
+                word = T.meta_var(g * words + n * STEPS)
+                multiply_step(i, g, word, xq, weights, bytes_, sums)
+            finish_group(i, g, xscale, xsum, weights, zero, scale, sums, total)
+        finish_both(total, i, first, offset, out)
 
-    return multiply
+    return step
+
+
+def steps_of(weight: BlockedWeight) -> int:
+    """Blocks of each stream: the row kernel's parallel steps."""
+    return -(-weight.blocks // STREAMS)
 
 
 def _shifted(value, bits, lanes):

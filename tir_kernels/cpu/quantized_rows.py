@@ -46,7 +46,7 @@ def with_quantized_rows(
     @T.inline
     def quantize_row(first, r, x, xq, xscale, xsum):
         for g in range(groups):
-            at = T.meta_var(_row_words(r, g * group_size))
+            at = T.meta_var(row_words(r, g * group_size))
             quantize(x, first + r, g * group_size, xq, at, xscale, xsum, r, g)
 
     @T.inline
@@ -85,7 +85,7 @@ def with_quantized_rows(
     return multiply
 
 
-def _row_words(r, first):
+def row_words(r, first):
     """Where quantized activations of row r go, from input `first` on: [plane, row, K/4]."""
 
     def at(plane, k, lanes):

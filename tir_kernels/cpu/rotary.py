@@ -1,6 +1,7 @@
 """Splitting the fused q, k, v and rotating q and k (arXiv 2104.09864), pairs as in llama."""
 
 from tir_kernels._tvm import PrimFunc, T, Target
+from tir_kernels.cpu.elementwise import MANY
 from tir_kernels.cpu.fast_math import beyond, quarter_turns, sine
 from tir_kernels.memo import memoized
 
@@ -33,6 +34,30 @@ def split_rotary(
                 + T.Cast("float32", qkv[s, h, d]) * sin[d],
             )
 
+    @T.inline
+    def rotate_row(s, qkv, positions, q, k, v, frequencies):
+        cos = T.alloc_buffer((half,), "float32")
+        sin = T.alloc_buffer((half,), "float32")
+        rest = T.alloc_buffer((half,), "float32")
+        quarters = T.alloc_buffer((half,), "int32")
+        for d in T.vectorized(half):
+            cos[d] = T.Cast("float32", positions[s]) * frequencies[d]
+        for d in T.vectorized(half):
+            quarters[d] = quarter_turns(cos[d])
+        for d in T.vectorized(half):
+            rest[d] = beyond(cos[d], quarters[d])
+        for d in T.vectorized(half):
+            sin[d] = sine(quarters[d], rest[d]) * T.float32(scale)
+        for d in T.vectorized(half):
+            cos[d] = sine(quarters[d] + 1, rest[d]) * T.float32(scale)
+        for h in range(q_heads):
+            rotate(qkv, s, h, q, h, cos, sin)
+        for h in range(kv_heads):
+            rotate(qkv, s, q_heads + h, k, h, cos, sin)
+        for h in range(kv_heads):
+            for d in T.vectorized(head_dim):
+                v[s, h, d] = qkv[s, q_heads + kv_heads + h, d]
+
     @T.prim_func(private=True, s_tir=True)
     def rotary(
         qkv_handle: T.handle,
@@ -50,27 +75,11 @@ def split_rotary(
         q = T.match_buffer(q_handle, (rows, q_heads, head_dim), dtype)
         k = T.match_buffer(k_handle, (rows, kv_heads, head_dim), dtype)
         v = T.match_buffer(v_handle, (rows, kv_heads, head_dim), dtype)
-        for s in T.parallel(rows):
-            cos = T.alloc_buffer((half,), "float32")
-            sin = T.alloc_buffer((half,), "float32")
-            rest = T.alloc_buffer((half,), "float32")
-            quarters = T.alloc_buffer((half,), "int32")
-            for d in T.vectorized(half):
-                cos[d] = T.Cast("float32", positions[s]) * frequencies[d]
-            for d in T.vectorized(half):
-                quarters[d] = quarter_turns(cos[d])
-            for d in T.vectorized(half):
-                rest[d] = beyond(cos[d], quarters[d])
-            for d in T.vectorized(half):
-                sin[d] = sine(quarters[d], rest[d]) * T.float32(scale)
-            for d in T.vectorized(half):
-                cos[d] = sine(quarters[d] + 1, rest[d]) * T.float32(scale)
-            for h in range(q_heads):
-                rotate(qkv, s, h, q, h, cos, sin)
-            for h in range(kv_heads):
-                rotate(qkv, s, q_heads + h, k, h, cos, sin)
-            for h in range(kv_heads):
-                for d in T.vectorized(head_dim):
-                    v[s, h, d] = qkv[s, q_heads + kv_heads + h, d]
+        if rows < MANY:
+            for s in range(rows):
+                rotate_row(s, qkv, positions, q, k, v, frequencies)
+        else:
+            for s in T.parallel(rows):
+                rotate_row(s, qkv, positions, q, k, v, frequencies)
 
     return rotary
