@@ -8,6 +8,7 @@ from typing import Any
 from mlcawq.checkpoint.config import ModelConfig
 from mlcawq.families import find_family
 from mlcawq.graph._tvm import PagedKVCache, Target, nn, op
+from mlcawq.graph.decode_block import single_launches
 from mlcawq.graph.modules import (
     AWQLinear,
     DenseLinear,
@@ -98,15 +99,22 @@ class Attention(nn.Module):
             )
 
     def forward(self, x: nn.Tensor, cache: PagedKVCache, layer: int) -> nn.Tensor:
-        qkv = getattr(self, self.qkv)(x)
+        return self.o_proj(self.attend(self.project(x), cache, layer))
+
+    def project(self, x: nn.Tensor) -> nn.Tensor:
+        """[rows, hidden] -> queries, keys and values [rows, (q + 2 kv) d]."""
+        return getattr(self, self.qkv)(x)
+
+    def attend(self, qkv: nn.Tensor, cache: PagedKVCache, layer: int) -> nn.Tensor:
+        """What `project` has made -> [rows, q d]; its keys and values are in the cache then."""
         if self.qk_norm is not None:
             out = nn.Tensor.placeholder(qkv.shape, self.dtype)
             weights = [self.q_norm.weight, self.k_norm.weight]
             qkv = op.tensor_ir_op(self.qk_norm, "qk_norm", [qkv, *weights], out)
-        rows, d = x.shape[0], self.head_dim
+        rows, d = qkv.shape[0], self.head_dim
         qkv = op.reshape(qkv, (1, rows, self.q_heads + 2 * self.kv_heads, d))
         attended = cache.attention_with_fused_qkv(layer, qkv, self.q_heads, sm_scale=d**-0.5)
-        return self.o_proj(op.reshape(attended, (rows, self.q_heads * d)))
+        return op.reshape(attended, (rows, self.q_heads * d))
 
 
 class MLP(nn.Module):
@@ -151,6 +159,7 @@ class Model(nn.Module):
             [Layer(build, f"model.layers.{i}") for i in range(config.num_hidden_layers)]
         )
         self.norm = build.norm()
+        self.one_row = single_launches(build.target, self.layers, self.norm)
 
     def forward(
         self,
@@ -163,6 +172,8 @@ class Model(nn.Module):
         pick: takes the rows that are wanted, if not all. Nothing reads what the last block's MLP
         would make of the others: their keys and values are cached by then.
         """
+        if self.one_row is not None and x.shape[0] == 1:
+            return self.one_row(x, cache)
         residual = x
         normed = self.layers[0].input_layernorm(x)
         for i, layer in enumerate(self.layers):

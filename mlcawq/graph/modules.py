@@ -34,7 +34,8 @@ class AWQLinear(nn.Module):
         group_size, dtype = quantization.group_size, quantization.dtype
         layout = quantization.weight_layout or AUTOAWQ
         assert group_size is not None
-        arrays = LinearShape(K, N, group_size).parameters(layout, dtype)
+        self.shape, self.quantization = LinearShape(K, N, group_size), quantization
+        arrays = self.shape.parameters(layout, dtype)
         self.qweight = nn.Parameter(arrays["qweight"][0], WORDS)
         self.qzeros = nn.Parameter(arrays["qzeros"][0], WORDS)
         self.scales = nn.Parameter(*arrays["scales"])
@@ -57,13 +58,16 @@ class AWQLinear(nn.Module):
         epilogue = f"{'_bias' if bias else ''}{'_silu' if silu else ''}"
         self.kernel_name = f"w4a16_{K}x{N}_g{group_size}{epilogue}"
 
+    @property
+    def weights(self) -> list[nn.Parameter]:
+        """As kernels take them: qweight, qzeros, scales and, if there is one, the bias."""
+        bias = [] if self.bias is None else [self.bias]
+        return [self.qweight, self.qzeros, self.scales, *bias]
+
     def forward(self, x: nn.Tensor) -> nn.Tensor:
         """[rows, K] -> [rows, N], or [rows, N/2] with silu."""
-        weights = [self.qweight, self.qzeros, self.scales]
-        if self.bias is not None:
-            weights.append(self.bias)
         out = nn.Tensor.placeholder((x.shape[0], self.out_features), self.dtype)
-        return op.tensor_ir_op(self.kernel, self.kernel_name, [x, *weights], out)
+        return op.tensor_ir_op(self.kernel, self.kernel_name, [x, *self.weights], out)
 
 
 class DenseLinear(nn.Module):
@@ -98,7 +102,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, target: Target, size: int, eps: float, dtype: str) -> None:
         self.weight = nn.Parameter((size,), dtype)
-        self.dtype = dtype
+        self.eps, self.dtype = eps, dtype
         kernels = kernels_for(target)
         self.plain = kernels.rms_norm(target, size, eps, dtype)
         self.adding = kernels.add_rms_norm(target, size, eps, dtype)
