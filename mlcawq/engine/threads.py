@@ -19,8 +19,9 @@ from mlcawq.engine.cores import default_threads
 from mlcawq.errors import UserError
 
 # Turns of sched_yield, about 0.3 us each, before a thread that has no work sleeps: longer than
-# what lies between two kernels of a decode step, shorter than anybody's idea of idle.
-_SPIN_COUNT = 1000
+# what lies between two tokens (sampling, text), where waking up would cost the next one a tenth of
+# a millisecond; shorter than anybody's idea of idle.
+_SPIN_COUNT = 4000
 _BIG_CORES = 1  # TVM's usual mode; the others differ in binding only
 _MOST_THREADS = 1024
 
