@@ -49,6 +49,14 @@ def poisoned(shape: tuple[int, ...], dtype: str) -> np.ndarray:
     return np.full(shape, np.nan, dtype)
 
 
+def in_eight_bits(x: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """int8 [..., groups, group] and fp32 scales [..., groups] of x [..., K], as kernels round."""
+    groups = x.reshape(*x.shape[:-1], -1, group).astype(np.float32)
+    most = np.abs(groups).max(-1, keepdims=True)
+    inverse = np.float32(127) / np.where(most > 0, most, np.float32(1))
+    return np.rint(groups * inverse).astype(np.int8), most[..., 0] / np.float32(127)
+
+
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
     """The norm of the difference over the norm of what was expected; NaN stays NaN."""
     difference = actual.astype(np.float64) - expected

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from tests.tir_kernels.backends import Backend, Random
-from tests.tir_kernels.kernels import poisoned, relative_error
+from tests.tir_kernels.int8_slots import Stored
+from tests.tir_kernels.kernels import relative_error
 
 PAGE = 16
 TOLERANCE = {"float16": 1e-3, "float32": 1e-5}
@@ -57,12 +58,12 @@ class Pages:
     has written is NaN.
     """
 
-    def __init__(
-        self, lengths: list[int], kv_heads: int, d: int, rng: Random, dtype: str = "float16"
-    ) -> None:
+    def __init__(self, lengths: list[int], kv_heads: int, rng: Random, stored: Stored) -> None:
+        d, dtype = stored.d, stored.dtype
         counts = [-(-length // PAGE) for length in lengths]
         total = sum(counts) + 3
-        self.pages = np.full((total, 2, kv_heads, PAGE, d), np.nan, dtype)
+        self.stored = stored
+        self.pages = np.full((total, 2, kv_heads, PAGE, stored.size), np.nan, dtype)
         self.values = rng.permutation(total).astype(np.int32)[: sum(counts)]
         self.indptr = indptr(counts)
         self.last = np.array([(n - 1) % PAGE + 1 if n else 0 for n in lengths], np.int32)
@@ -70,7 +71,8 @@ class Pages:
         for b, length in enumerate(lengths):
             for i in range(length):
                 page = self.values[self.indptr[b] + i // PAGE]
-                self.pages[page, :, :, i % PAGE] = rng.floats(2, kv_heads, d, dtype=dtype)
+                slots = stored.packed(rng.floats(2, kv_heads, d, dtype=dtype))
+                self.pages[page, :, :, i % PAGE] = slots
 
     @property
     def tables(self) -> tuple[np.ndarray, ...]:
@@ -81,7 +83,8 @@ class Pages:
     def keys_and_values(self, b: int) -> tuple[np.ndarray, np.ndarray]:
         mine = self.pages[self.values[self.indptr[b] : self.indptr[b + 1]]]
         flat = mine.transpose(1, 0, 3, 2, 4).reshape(2, -1, mine.shape[2], mine.shape[4])
-        return flat[0, : self.lengths[b]], flat[1, : self.lengths[b]]
+        keys, values = (self.stored.unpacked(x[: self.lengths[b]]) for x in flat)
+        return keys, values
 
     def check(self, b: int, q: np.ndarray, out: np.ndarray, lse: np.ndarray, seed: int) -> None:
         """out [n, h, d] and lse [n, h] are attention of q over sequence b."""
@@ -102,15 +105,22 @@ def check_ragged(
     dtype: str,
     lengths: list[int],
     rng: Random,
+    int8: str | None = None,
 ) -> None:
-    function = backend.kernels.attention_prefill_ragged(backend.target, heads, kv_heads, d, dtype)
+    stored = Stored(d, dtype, int8)
+    function = backend.kernels.attention_prefill_ragged(
+        backend.target, heads, kv_heads, d, dtype, **stored.options
+    )
     kernel = backend.compile(function)
     n, at = sum(lengths), indptr(lengths)
     q, k, v = (rng.floats(n, h, d, dtype=dtype) for h in (heads, kv_heads, kv_heads))
+    slots = stored.packed(k), stored.packed(v)
+    k, v = (stored.unpacked(x) for x in slots)
     unused = np.zeros(n, np.int32), np.zeros(len(lengths), np.int32)
     for causal in (True, False):
-        out, lse = poisoned((n, heads, d), dtype), poisoned((n, heads), "float32")
-        kernel(q, at, k, v, at, *unused, out, lse, int(causal), 0, 1.0, 1e4, d**-0.5)
+        seen = stored.outputs(n, heads)
+        kernel(stored.queries(q), at, *slots, at, *unused, *seen, int(causal), 0, 1.0, 1e4, d**-0.5)
+        out, lse = stored.real(seen[0], heads, d), stored.real(seen[1], heads)
         for a, b in itertools.pairwise(at):
             want, want_lse = expected_attention(q[a:b], k[a:b], v[a:b], causal=causal)
             assert relative_error(out[a:b], want) < TOLERANCE[dtype], (a, b, rng.seed)
@@ -126,16 +136,23 @@ def check_paged(
     lengths: list[int],
     new: list[int],
     rng: Random,
+    int8: str | None = None,
 ) -> None:
     """`new` queries of each sequence over the `lengths` keys that it has in pages."""
-    cache = Pages(lengths, kv_heads, d, rng, dtype)
+    stored = Stored(d, dtype, int8)
+    cache = Pages(lengths, kv_heads, rng, stored)
     at = indptr(new)
     q = rng.floats(sum(new), heads, d, dtype=dtype)
-    out, lse = poisoned((len(q), heads, d), dtype), poisoned((len(q), heads), "float32")
-    function = backend.kernels.attention_prefill_paged(backend.target, heads, kv_heads, d, dtype)
+    seen = stored.outputs(len(q), heads)
+    function = backend.kernels.attention_prefill_paged(
+        backend.target, heads, kv_heads, d, dtype, **stored.options
+    )
     positions = np.zeros(len(q), np.int32)
     numbers = 1.0, 1e4, d**-0.5
-    backend.compile(function)(q, at, *cache.tables, positions, out, lse, 0, 0, *numbers)
+    backend.compile(function)(
+        stored.queries(q), at, *cache.tables, positions, *seen, 0, 0, *numbers
+    )
+    out, lse = stored.real(seen[0], heads, d), stored.real(seen[1], heads)
     for b, (first, last) in enumerate(itertools.pairwise(at)):
         rows = slice(first, last)
         cache.check(b, q[rows], out[rows], lse[rows], rng.seed)
@@ -149,17 +166,22 @@ def check_decode(
     dtype: str,
     lengths: list[int],
     rng: Random,
+    int8: str | None = None,
     **options: int,
 ) -> None:
-    cache = Pages(lengths, kv_heads, d, rng, dtype)
+    stored = Stored(d, dtype, int8)
+    cache = Pages(lengths, kv_heads, rng, stored)
     batch = len(lengths)
     q = rng.floats(batch, heads, d, dtype=dtype)
-    out, lse = poisoned((batch, heads, d), dtype), poisoned((batch, heads), "float32")
+    seen = stored.outputs(batch, heads)
     function = backend.kernels.attention_decode_paged(
-        backend.target, heads, kv_heads, d, dtype, **options
+        backend.target, heads, kv_heads, d, dtype, **stored.options, **options
     )
     positions = np.zeros(batch, np.int32)
-    backend.compile(function)(q, *cache.tables, positions, out, lse, 0, 1.0, 1e4, d**-0.5)
+    backend.compile(function)(
+        stored.queries(q), *cache.tables, positions, *seen, 0, 1.0, 1e4, d**-0.5
+    )
+    out, lse = stored.real(seen[0], heads, d), stored.real(seen[1], heads)
     for b in range(batch):
         cache.check(b, q[b : b + 1], out[b : b + 1], lse[b : b + 1], rng.seed)
 

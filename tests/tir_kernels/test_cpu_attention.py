@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from tests.tir_kernels.backends import Backend, Random
+from tests.tir_kernels.int8_slots import Stored
 from tests.tir_kernels.kernels import Kernel, poisoned, relative_error, targets_that_run_here
 from tests.tir_kernels.test_attention import check_decode, check_paged, check_ragged
 from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.cpu.lanes import fold, sum_parts, sum_whole, transpose
+from tir_kernels.cpu.merge_state import merge_state
 from tir_kernels.cpu.rotary import split_rotary
+from tir_kernels.cpu.slots import INT8
 
 TARGETS = targets_that_run_here()
 LENGTHS = [1, 15, 16, 17, 0, 1000, 256, 257]
@@ -26,6 +29,7 @@ SHAPES = [
     (6, 2, 112),
     (3, 1, 20),
 ]
+INT8_SHAPES = [(7, 1, 64, "float16"), (2, 2, 80, "float16"), (4, 2, 128, "float32")]
 
 
 @pytest.fixture(params=TARGETS)
@@ -46,18 +50,87 @@ def test_prefill(rng: Random) -> None:
     check_paged(best(), 7, 1, 64, "float16", [17, 0, 300, 1000], [3, 7, 40, 1], rng)
 
 
+def test_decode_of_int8_slots(level: Backend, rng: Random) -> None:
+    check_decode(level, 14, 2, 64, "float16", LENGTHS, rng, INT8)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "d", "dtype"), INT8_SHAPES)
+def test_prefill_of_int8_slots(heads: int, kv_heads: int, d: int, dtype: str, rng: Random) -> None:
+    check_ragged(best(), heads, kv_heads, d, dtype, [1, 15, 17, 150], rng, INT8)
+    check_paged(best(), heads, kv_heads, d, dtype, [17, 0, 300], [3, 7, 40], rng, INT8)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("stored", [None, INT8])
 @pytest.mark.parametrize(("heads", "kv_heads", "d"), SHAPES)
-def test_more_shapes(level: Backend, heads: int, kv_heads: int, d: int, rng: Random) -> None:
-    check_decode(level, heads, kv_heads, d, "float16", LENGTHS, rng)
-    check_ragged(level, heads, kv_heads, d, "float16", [1, 15, 16, 17, 300], rng)
-    check_paged(level, heads, kv_heads, d, "float16", [5, 0, 150, 1000], [3, 7, 40, 100], rng)
+def test_more_shapes(
+    level: Backend, heads: int, kv_heads: int, d: int, stored: str | None, rng: Random
+) -> None:
+    shape = heads, kv_heads, d, "float16"
+    check_decode(level, *shape, LENGTHS, rng, stored)
+    check_ragged(level, *shape, [1, 15, 16, 17, 300], rng, stored)
+    check_paged(level, *shape, [5, 0, 150, 1000], [3, 7, 40, 100], rng, stored)
 
 
 @pytest.mark.slow
-def test_fp32(level: Backend, rng: Random) -> None:
-    check_decode(level, 6, 2, 64, "float32", LENGTHS, rng)
-    check_ragged(level, 6, 2, 64, "float32", [1, 15, 17, 300], rng)
+@pytest.mark.parametrize("stored", [None, INT8])
+def test_fp32(level: Backend, stored: str | None, rng: Random) -> None:
+    check_decode(level, 6, 2, 64, "float32", LENGTHS, rng, stored)
+    check_ragged(level, 6, 2, 64, "float32", [1, 15, 17, 300], rng, stored)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "d", "dtype"), INT8_SHAPES)
+def test_splitting_into_int8_slots(
+    heads: int, kv_heads: int, d: int, dtype: str, rng: Random
+) -> None:
+    """The same rotation; keys and values are what numpy packs of it."""
+    target, rows, stored = best().target, 9, Stored(d, dtype, INT8)
+    qkv = rng.floats(rows, heads + 2 * kv_heads, d, dtype=dtype)
+    qkv[3, heads:, : d // 2] = 0  # groups without a scale
+    positions = rng.integers(0, 5000, rows).astype(np.int32)
+    frequencies = (1 / 1e4 ** (np.arange(0, d, 2) / d)).astype(np.float32)
+    want = [poisoned((rows, count, d), dtype) for count in (heads, kv_heads, kv_heads)]
+    shape = heads, kv_heads, d, dtype, 1.0
+    Kernel(split_rotary(target, *shape), target)(qkv, positions, *want, frequencies)
+    q = stored.outputs(rows, heads)[0]
+    slots = [poisoned((rows, kv_heads, stored.size), dtype) for _ in range(2)]
+    Kernel(split_rotary(target, *shape, stored=INT8), target)(
+        stored.fused(qkv, kv_heads), positions, q, *slots, frequencies
+    )
+    np.testing.assert_array_equal(stored.real(q, heads, d), want[0])
+    for found, exact in zip(slots, want[1:], strict=True):
+        np.testing.assert_array_equal(found.view(np.uint8), stored.packed(exact).view(np.uint8))
+        assert relative_error(stored.unpacked(found), exact) < 1e-2, rng.seed
+
+
+def test_slots_of_what_is_no_number(rng: Random) -> None:
+    """An infinity among keys comes out of attention as NaN, and is not hidden by rounding."""
+    target, stored = best().target, Stored(32, "float16", INT8)
+    qkv = rng.floats(1, 3, 32)
+    qkv[0, 2, 5] = np.inf
+    q, k, v = stored.outputs(1, 1)[0], *(poisoned((1, 1, stored.size), "float16") for _ in "kv")
+    Kernel(split_rotary(target, 1, 1, 32, "float16", 1.0, stored=INT8), target)(
+        stored.fused(qkv, 1), np.zeros(1, np.int32), q, k, v, np.ones(16, np.float32)
+    )
+    assert np.isfinite(stored.unpacked(k)).all()
+    assert not np.isfinite(stored.unpacked(v)).any()
+
+
+def test_merging_over_int8_slots(rng: Random) -> None:
+    target, (n, heads, d) = best().target, (5, 6, 64)
+    stored = Stored(d, "float16", INT8)
+    states = [(rng.floats(n, heads, d), rng.floats(n, heads, dtype="float32")) for _ in range(2)]
+    want = [x.copy() for state in states for x in state]
+    Kernel(merge_state(target, heads, d, "float16"), target)(*want)
+    found = []
+    for out, lse in states:
+        seen = stored.outputs(n, heads)
+        stored.real(seen[0], heads, d)[:] = out
+        stored.real(seen[1], heads)[:] = lse
+        found += seen
+    Kernel(merge_state(target, heads, d, "float16", stored=INT8), target)(*found)
+    np.testing.assert_array_equal(stored.real(found[0], heads, d), want[0])
+    np.testing.assert_array_equal(stored.real(found[1], heads), want[1])
 
 
 def test_prefill_is_as_accurate_as_its_storage(rng: Random) -> None:

@@ -17,6 +17,7 @@ from tir_kernels.cpu.fast_math import exp2
 from tir_kernels.cpu.lanes import PART, fold, lanes_for, sum_parts, sum_whole
 from tir_kernels.cpu.pages import PAGE
 from tir_kernels.cpu.prefetching import asked_for
+from tir_kernels.cpu.slots import Slots
 from tir_kernels.cpu.tiling import Tiling, tiling_of
 from tir_kernels.memo import memoized
 
@@ -34,16 +35,25 @@ _LOG2_E = math.log2(math.e)
 
 @memoized
 def attention_decode_paged(
-    target: Target, q_heads: int, kv_heads: int, head_dim: int, dtype: str
+    target: Target,
+    q_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: str,
+    *,
+    stored: str | None = None,
 ) -> PrimFunc:
     """One query for each sequence, q [batch, q_heads, d], against its pages.
 
     The signature is the one that TVM's paged KV cache calls. lse is log2 of the sum of the scores'
     exponentials; of a sequence without keys, out is 0 and lse about NOTHING. The rotary arguments
-    are unused: keys are rotated before they are cached.
+    are unused: keys are rotated before they are cached. stored: as of `Slots`, which pages consist
+    of.
     """
     d, group = head_dim, q_heads // kv_heads
-    attend = decode_unit(target, group, d, dtype)
+    slots = Slots(d, dtype, stored)
+    size, seen = slots.size, slots.heads(q_heads)
+    attend = decode_unit(target, group, slots)
     merge = _merge_spans(target, group, d, dtype)
 
     @T.prim_func(private=True, s_tir=True)
@@ -72,9 +82,9 @@ def attention_decode_paged(
         k_offset_at = T.int32()
         q_position_at = T.int32()
         pages_at = T.int64()
-        q = T.match_buffer(q_handle, (batch, q_heads, d), dtype)
+        seen_q = T.match_buffer(q_handle, (batch, seen, size), dtype)
         pages = T.match_buffer(
-            pages_handle, (num_pages, 2, kv_heads, PAGE, d), dtype, elem_offset=pages_at
+            pages_handle, (num_pages, 2, kv_heads, PAGE, size), dtype, elem_offset=pages_at
         )
         page_indptr = T.match_buffer(
             page_indptr_handle, (batch + 1,), "int32", elem_offset=page_indptr_at
@@ -87,8 +97,11 @@ def attention_decode_paged(
         )
         T.match_buffer(k_offset_handle, (batch,), "int32", elem_offset=k_offset_at)
         T.match_buffer(q_position_handle, (batch,), "int32", elem_offset=q_position_at)
-        out = T.match_buffer(out_handle, (batch, q_heads, d), dtype)
-        lse = T.match_buffer(lse_handle, (batch, q_heads), "float32")
+        seen_out = T.match_buffer(out_handle, (batch, seen, size), dtype)
+        seen_lse = T.match_buffer(lse_handle, (batch, seen), "float32")
+        q = T.decl_buffer((batch, q_heads, d), dtype, data=seen_q.data)
+        out = T.decl_buffer((batch, q_heads, d), dtype, data=seen_out.data)
+        lse = T.decl_buffer((batch, q_heads), "float32", data=seen_lse.data)
         # Spans are numbered through all sequences; sequence b has those from spans[b] on.
         spans = T.alloc_buffer((batch + 1,), "int32")
         spans[0] = 0
@@ -138,7 +151,7 @@ def _from(values: Any, first: Any) -> Any:
     return lambda i: values[first + i]
 
 
-def decode_unit(target: Target, group: int, head_dim: int, dtype: str) -> Any:
+def decode_unit(target: Target, group: int, slots: Slots) -> Any:
     """TIR (count, page, span, head, work, pages, mixed, top, total) for a span of one key head.
 
     The span has `count` keys; page(i): the number of its i-th page; work [group, _QUERY + d]: the
@@ -146,7 +159,7 @@ def decode_unit(target: Target, group: int, head_dim: int, dtype: str) -> Any:
     head g, mixed[span, head, g, :] becomes the values weighted by 2^(score - top[span, head, g]),
     and total[span, head, g] the sum of these weights.
     """
-    d = head_dim
+    d = slots.head_dim
     lanes = lanes_for(target, d)
     every = T.ramp(0, 1, lanes)
     chunks = d // lanes
@@ -156,21 +169,22 @@ def decode_unit(target: Target, group: int, head_dim: int, dtype: str) -> Any:
     largest, added = fold(lanes, T.max), fold(lanes, lambda a, b: a + b)
     together = max(n for n in range(1, _TOGETHER + 1) if group % n == 0)
     heads, columns = _accumulators(tiling_of(target), group, chunks)
-    line = _LINE * 8 // int(dtype[-2:])
+    line = _LINE * 8 // int(slots.dtype[-2:])
 
     def chunk(c):
         return T.ramp(c * lanes, 1, lanes)
 
     @T.inline
     def prefetch(pages, page, which, head, slot):
-        for i in T.unroll(-(-d // line)):
+        for i in T.unroll(-(-slots.size // line)):
             T.evaluate(asked_for(pages[page, which, head, slot, i * line]))
 
     def query(work, g, c):
         return work[g, T.ramp(_QUERY + c * lanes, 1, lanes)]
 
-    def key(pages, page, head, slot, c):
-        return T.Cast(f"float32x{lanes}", pages[page, 0, head, slot, chunk(c)])
+    def read(pages, page, which, head, slot, c):
+        found = slots.read(lambda at: pages[page, which, head, slot, at], c * lanes, lanes)
+        return T.Cast(f"float32x{lanes}", found)
 
     @T.inline
     def score_page(page, following, which, head, work, pages):
@@ -185,12 +199,12 @@ def decode_unit(target: Target, group: int, head_dim: int, dtype: str) -> Any:
                     sums = T.alloc_buffer((part, lanes), "float32")
                     for i in T.unroll(part):
                         slot = T.meta_var(t0 * part + i)
-                        sums[i, every] = key(pages, page, head, slot, 0) * query(
+                        sums[i, every] = read(pages, page, 0, head, slot, 0) * query(
                             work, h * together + g, 0
                         )
                         for c in T.unroll(chunks - 1):
                             sums[i, every] = sums[i, every] + (
-                                key(pages, page, head, slot, c + 1)
+                                read(pages, page, 0, head, slot, c + 1)
                                 * query(work, h * together + g, c + 1)
                             )
                     sum_first(sums)
@@ -212,9 +226,7 @@ def decode_unit(target: Target, group: int, head_dim: int, dtype: str) -> Any:
                     for c in T.unroll(columns):
                         acc[g * columns + c, every] = acc[g * columns + c, every] + (
                             T.broadcast(work[h0 + g, i * PAGE + slot], lanes)
-                            * T.Cast(
-                                f"float32x{lanes}", pages[number, 1, head, slot, chunk(c0 + c)]
-                            )
+                            * read(pages, number, 1, head, slot, c0 + c)
                         )
         for g in T.unroll(heads):
             for c in T.unroll(columns):

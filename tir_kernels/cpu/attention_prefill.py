@@ -22,6 +22,7 @@ from tir_kernels.cpu.attention_tiles import has_tiles, tiled_products
 from tir_kernels.cpu.fast_math import exp2
 from tir_kernels.cpu.lanes import transpose
 from tir_kernels.cpu.pages import PAGE
+from tir_kernels.cpu.slots import Slots
 from tir_kernels.memo import memoized
 
 ROWS = 256  # rows of a block: queries times the heads that share a key head
@@ -33,13 +34,22 @@ _LOG2_E = math.log2(math.e)
 
 @memoized
 def attention_prefill_ragged(
-    target: Target, q_heads: int, kv_heads: int, head_dim: int, dtype: str
+    target: Target,
+    q_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: str,
+    *,
+    stored: str | None = None,
 ) -> PrimFunc:
     """New queries against the new keys and values of the same sequences, causal if asked.
 
     q [n, q_heads, d]; k, v [n, kv_heads, d]; sequence b has rows q_indptr[b] to q_indptr[b + 1].
+    stored: as of `Slots`, which k and v are.
     """
     d, group = head_dim, q_heads // kv_heads
+    slots = Slots(d, dtype, stored)
+    size, seen = slots.size, slots.heads(q_heads)
     queries = max(1, ROWS // group)
     attend = _attend(target, d, group, queries, dtype)
 
@@ -68,17 +78,20 @@ def attention_prefill_ragged(
         kv_indptr_at = T.int32()
         q_position_at = T.int32()
         k_offset_at = T.int32()
-        q = T.match_buffer(q_handle, (q_rows, q_heads, d), dtype)
+        seen_q = T.match_buffer(q_handle, (q_rows, seen, size), dtype)
         q_indptr = T.match_buffer(q_indptr_handle, (batch + 1,), "int32", elem_offset=q_indptr_at)
-        k = T.match_buffer(k_handle, (kv_rows, kv_heads, d), dtype)
-        v = T.match_buffer(v_handle, (kv_rows, kv_heads, d), dtype)
+        k = T.match_buffer(k_handle, (kv_rows, kv_heads, size), dtype)
+        v = T.match_buffer(v_handle, (kv_rows, kv_heads, size), dtype)
         kv_indptr = T.match_buffer(
             kv_indptr_handle, (batch + 1,), "int32", elem_offset=kv_indptr_at
         )
         T.match_buffer(q_position_handle, (q_rows,), "int32", elem_offset=q_position_at)
         T.match_buffer(k_offset_handle, (batch,), "int32", elem_offset=k_offset_at)
-        out = T.match_buffer(out_handle, (q_rows, q_heads, d), dtype)
-        lse = T.match_buffer(lse_handle, (q_rows, q_heads), "float32")
+        seen_out = T.match_buffer(out_handle, (q_rows, seen, size), dtype)
+        seen_lse = T.match_buffer(lse_handle, (q_rows, seen), "float32")
+        q = T.decl_buffer((q_rows, q_heads, d), dtype, data=seen_q.data)
+        out = T.decl_buffer((q_rows, q_heads, d), dtype, data=seen_out.data)
+        lse = T.decl_buffer((q_rows, q_heads), "float32", data=seen_lse.data)
         longest = T.alloc_buffer((1,), "int32", scope="local")
         longest[0] = 0
         for b in range(batch):
@@ -89,8 +102,8 @@ def attention_prefill_ragged(
             b: T.let[T.int32] = T.truncmod(T.truncdiv(unit, blocks), batch)
             first: T.let[T.int32] = T.truncmod(unit, blocks) * queries
             kv_length: T.let[T.int32] = kv_indptr[b + 1] - kv_indptr[b]
-            key = T.meta_var(_in_rows(k, kv_indptr[b], head))
-            value = T.meta_var(_in_rows(v, kv_indptr[b], head))
+            key = T.meta_var(_in_rows(slots, k, kv_indptr[b], head))
+            value = T.meta_var(_in_rows(slots, v, kv_indptr[b], head))
             attend(
                 q_indptr[b], q_indptr[b + 1] - q_indptr[b], first, head, kv_length,
                 causal, sm_scale, q, key, value, out, lse,
@@ -101,14 +114,22 @@ def attention_prefill_ragged(
 
 @memoized
 def attention_prefill_paged(
-    target: Target, q_heads: int, kv_heads: int, head_dim: int, dtype: str
+    target: Target,
+    q_heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: str,
+    *,
+    stored: str | None = None,
 ) -> PrimFunc:
     """New queries against the pages that their sequences already have.
 
     pages [p, 2, kv_heads, PAGE, d]; sequence b owns page_values[page_indptr[b]..], of which the
-    last holds last_page_length[b] tokens.
+    last holds last_page_length[b] tokens. stored: as of `Slots`, which pages consist of.
     """
     d, group = head_dim, q_heads // kv_heads
+    slots = Slots(d, dtype, stored)
+    size, seen = slots.size, slots.heads(q_heads)
     queries = max(1, ROWS // group)
     attend = _attend(target, d, group, queries, dtype)
 
@@ -142,10 +163,10 @@ def attention_prefill_paged(
         k_offset_at = T.int32()
         q_position_at = T.int32()
         pages_at = T.int64()
-        q = T.match_buffer(q_handle, (q_rows, q_heads, d), dtype)
+        seen_q = T.match_buffer(q_handle, (q_rows, seen, size), dtype)
         q_indptr = T.match_buffer(q_indptr_handle, (batch + 1,), "int32", elem_offset=q_indptr_at)
         pages = T.match_buffer(
-            pages_handle, (num_pages, 2, kv_heads, PAGE, d), dtype, elem_offset=pages_at
+            pages_handle, (num_pages, 2, kv_heads, PAGE, size), dtype, elem_offset=pages_at
         )
         page_indptr = T.match_buffer(
             page_indptr_handle, (batch + 1,), "int32", elem_offset=page_indptr_at
@@ -158,8 +179,11 @@ def attention_prefill_paged(
         )
         T.match_buffer(k_offset_handle, (batch,), "int32", elem_offset=k_offset_at)
         T.match_buffer(q_position_handle, (q_rows,), "int32", elem_offset=q_position_at)
-        out = T.match_buffer(out_handle, (q_rows, q_heads, d), dtype)
-        lse = T.match_buffer(lse_handle, (q_rows, q_heads), "float32")
+        seen_out = T.match_buffer(out_handle, (q_rows, seen, size), dtype)
+        seen_lse = T.match_buffer(lse_handle, (q_rows, seen), "float32")
+        q = T.decl_buffer((q_rows, q_heads, d), dtype, data=seen_q.data)
+        out = T.decl_buffer((q_rows, q_heads, d), dtype, data=seen_out.data)
+        lse = T.decl_buffer((q_rows, q_heads), "float32", data=seen_lse.data)
         longest = T.alloc_buffer((1,), "int32", scope="local")
         longest[0] = 0
         for b in range(batch):
@@ -176,8 +200,8 @@ def attention_prefill_paged(
             length = T.alloc_buffer((1,), "int32")
             length[0] = T.Select(count > 0, (count - 1) * PAGE + last_page_length[b], 0)
             kv_length: T.let[T.int32] = length[0]
-            key = T.meta_var(_in_pages(pages, page_values, begin, 0, head))
-            value = T.meta_var(_in_pages(pages, page_values, begin, 1, head))
+            key = T.meta_var(_in_pages(slots, pages, page_values, begin, 0, head))
+            value = T.meta_var(_in_pages(slots, pages, page_values, begin, 1, head))
             attend(
                 q_indptr[b], q_indptr[b + 1] - q_indptr[b], first, head, kv_length,
                 causal, sm_scale, q, key, value, out, lse,
@@ -186,25 +210,27 @@ def attention_prefill_paged(
     return attention
 
 
-def _in_rows(x: Any, first: Any, head: Any) -> Any:
-    """A tile's Source in rows of [n, heads, d] that begin at `first`; begin: of the tile."""
+def _in_rows(slots: Slots, x: Any, first: Any, head: Any) -> Any:
+    """A tile's Source in rows of [n, heads, slots] that begin at `first`; begin: of the tile."""
 
     def tile(begin: Any) -> Source:
         return Source(
             place=lambda t: first + begin,
-            read=lambda place, t, at: x[place + t, head, at],
+            read=lambda place, t, j, lanes: slots.read(lambda at: x[place + t, head, at], j, lanes),
         )
 
     return tile
 
 
-def _in_pages(pages: Any, page_values: Any, first: Any, which: int, head: Any) -> Any:
+def _in_pages(slots: Slots, pages: Any, page_values: Any, first: Any, which: int, head: Any) -> Any:
     """A tile's Source in the pages of a sequence; which: 0 for keys, 1 for values."""
 
     def tile(begin: Any) -> Source:
         return Source(
             place=lambda t: page_values[first + T.truncdiv(begin + t, PAGE)],
-            read=lambda place, t, at: pages[place, which, head, T.truncmod(t, PAGE), at],
+            read=lambda place, t, j, lanes: slots.read(
+                lambda at: pages[place, which, head, T.truncmod(t, PAGE), at], j, lanes
+            ),
         )
 
     return tile

@@ -24,12 +24,12 @@ STEP = 8  # keys that are packed together
 class Source:
     """Keys or values of one head, by their number in a tile.
 
-    place(t): where key t lies, which 16 keys from a multiple of 16 on share; read(place, t, j):
-    key t, there, at element j.
+    place(t): where key t lies, which 16 keys from a multiple of 16 on share; read(place, t, first,
+    lanes): key t, there, `lanes` elements from `first` on, of any float type.
     """
 
     place: Callable[[Any], Any]
-    read: Callable[[Any, Any, Any], Any]
+    read: Callable[[Any, Any, Any, int], Any]
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,9 @@ def fp32_products(target: Target, head_dim: int, dtype: str) -> Products:
         for i in range(STEP):
             if t + i < width:
                 for k in range(d // lanes):
-                    at = T.meta_var(T.ramp(k * lanes, 1, lanes))
-                    rows[t + i, at] = T.Cast(wide, source.read(place, t + i, at))
+                    rows[t + i, T.ramp(k * lanes, 1, lanes)] = T.Cast(
+                        wide, source.read(place, t + i, k * lanes, lanes)
+                    )
             else:
                 for k in range(d // lanes):
                     rows[t + i, T.ramp(k * lanes, 1, lanes)] = T.broadcast(T.float32(0), lanes)

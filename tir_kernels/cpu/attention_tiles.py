@@ -11,7 +11,7 @@ from typing import Any
 
 from tir_kernels._tvm import T, Target, target_has_features
 from tir_kernels.cpu import amx
-from tir_kernels.cpu.attention_products import TILE, Products
+from tir_kernels.cpu.attention_products import TILE, Products, Source
 from tir_kernels.cpu.lanes import transpose
 
 _STEP = 32  # keys of one product of tiles, and elements of a head
@@ -67,7 +67,7 @@ def tiled_products(head_dim: int) -> Products:
             tile = T.meta_var(T.truncdiv(t, amx.ROWS))
             for k in range(depth):
                 if t + i < width:
-                    words = T.meta_var(key.read(place, t + i, T.ramp(k * _STEP, 1, _STEP)))
+                    words = T.meta_var(key.read(place, t + i, k * _STEP, _STEP))
                     keys[0, tile, k, i, every] = _neighbours(words, 0)
                     keys[1, tile, k, i, every] = _neighbours(words, 1)
                 else:
@@ -80,17 +80,13 @@ def tiled_products(head_dim: int) -> Products:
         pack_key_rows(t + amx.ROWS, width, key, keys)
 
     @T.inline
-    def pair_of_values(t, width, value, place, at, plane, x, i):
-        """Row i of x: elements `at` of values t and t + 1, side by side."""
+    def pair_of_values(t, width, read, plane, x, i):
+        """Row i of x: of values t and t + 1, as `read` gives them, side by side."""
         if t + 1 < width:
-            x[i, every] = _planes(
-                _wide(value.read(place, t, at)), _wide(value.read(place, t + 1, at)), plane
-            )
+            x[i, every] = _planes(read(t), read(t + 1), plane)
         else:
             if t < width:
-                x[i, every] = _planes(
-                    _wide(value.read(place, t, at)), T.broadcast(T.float32(0), _L), plane
-                )
+                x[i, every] = _planes(read(t), T.broadcast(T.float32(0), _L), plane)
             else:
                 x[i, every] = T.broadcast(T.float32(0), _L)
 
@@ -98,10 +94,11 @@ def tiled_products(head_dim: int) -> Products:
     def pack_value_words(plane, t, k, width, value, place, other, values):
         upper = T.alloc_buffer((half, _L), "float32")
         lower = T.alloc_buffer((half, _L), "float32")
-        at = T.meta_var(T.ramp(k * amx.ROWS, 1, amx.ROWS))
+        here = T.meta_var(_columns(value, place, k))
+        there = T.meta_var(_columns(value, other, k))
         for i in T.unroll(half):
-            pair_of_values(t + 2 * i, width, value, place, at, plane, upper, i)
-            pair_of_values(t + amx.ROWS + 2 * i, width, value, other, at, plane, lower, i)
+            pair_of_values(t + 2 * i, width, here, plane, upper, i)
+            pair_of_values(t + amx.ROWS + 2 * i, width, there, plane, lower, i)
         turn(upper, lower)
         for i in T.unroll(half):
             values[plane, k, T.truncdiv(t, _STEP), i, every] = upper[i, every]
@@ -206,12 +203,17 @@ def tiled_products(head_dim: int) -> Products:
     )
 
 
+def _columns(value: Source, place: Any, k: Any) -> Any:
+    """t -> the k-th 16 elements of value t, in fp32."""
+    return lambda t: _wide(value.read(place, t, k * amx.ROWS, amx.ROWS))
+
+
 def _wide(x: Any) -> Any:
     return T.Cast(f"float32x{_L}", x)
 
 
 def _neighbours(x: Any, plane: int) -> Any:
-    """32 float16 as 16 words of two bfloat16 each."""
+    """32 numbers as 16 words of two bfloat16 each."""
     even = T.Shuffle([x], list(range(0, _STEP, 2)))
     odd = T.Shuffle([x], list(range(1, _STEP, 2)))
     return _planes(_wide(even), _wide(odd), plane)

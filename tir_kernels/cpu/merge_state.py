@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.cpu.fast_math import exp2
+from tir_kernels.cpu.slots import Slots
 from tir_kernels.memo import memoized
 
 
 @memoized
-def merge_state(target: Target, heads: int, head_dim: int, dtype: str) -> PrimFunc:
+def merge_state(
+    target: Target, heads: int, head_dim: int, dtype: str, *, stored: str | None = None
+) -> PrimFunc:
     """(out [n, h, d], lse [n, h], other_out, other_lse): the first pair becomes the attention over
-    both sets of keys, given the attention over each.
+    both sets of keys, given the attention over each. stored: as of `Slots`.
     """
-    d = head_dim
+    d, slots = head_dim, Slots(head_dim, dtype, stored)
+    size, seen = slots.size, slots.heads(heads)
 
     @T.prim_func(private=True, s_tir=True)
     def merge(
@@ -23,10 +27,14 @@ def merge_state(target: Target, heads: int, head_dim: int, dtype: str) -> PrimFu
     ):
         T.func_attr({"tirx.noalias": True, "tirx.is_scheduled": True, "op_pattern": 8})
         n = T.int32()
-        out = T.match_buffer(out_handle, (n, heads, d), dtype)
-        lse = T.match_buffer(lse_handle, (n, heads), "float32")
-        other_out = T.match_buffer(other_out_handle, (n, heads, d), dtype)
-        other_lse = T.match_buffer(other_lse_handle, (n, heads), "float32")
+        seen_out = T.match_buffer(out_handle, (n, seen, size), dtype)
+        seen_lse = T.match_buffer(lse_handle, (n, seen), "float32")
+        seen_other_out = T.match_buffer(other_out_handle, (n, seen, size), dtype)
+        seen_other_lse = T.match_buffer(other_lse_handle, (n, seen), "float32")
+        out = T.decl_buffer((n, heads, d), dtype, data=seen_out.data)
+        lse = T.decl_buffer((n, heads), "float32", data=seen_lse.data)
+        other_out = T.decl_buffer((n, heads, d), dtype, data=seen_other_out.data)
+        other_lse = T.decl_buffer((n, heads), "float32", data=seen_other_lse.data)
         for r in T.parallel(n):
             weights = T.alloc_buffer((3,), "float32", scope="local")
             for h in range(heads):
