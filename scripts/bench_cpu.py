@@ -11,11 +11,11 @@ process of its own and they take turns, run by run. Numbers are medians. What ll
 with (how it keeps its weights, flash attention, mapped files) is tried beforehand, and all that is
 fastest at anything takes part. The speed of reading memory is measured in the same turns.
 
-Ours are the heads and activations that `mlcawq build` offers, run as `mlcawq chat` runs them. Each
-contender gets as many processors as threads, and a cache for as many tokens. A step is timed from
-the token's id to its logits in memory, without sampling; peak memory is the process's highest
-resident set, Python and mapped files included; the first token is that after a prompt of 32, in a
-new process, from before the process is there.
+Ours are the heads, activations and caches that `mlcawq build` offers, run as `mlcawq chat` runs
+them. Each contender gets as many processors as threads, and a cache for as many tokens. A step is
+timed from the token's id to its logits in memory, without sampling; peak memory is the process's
+highest resident set, Python and mapped files included; the first token is that after a prompt of
+32, in a new process, from before the process is there.
 
 What is built is kept in the cache folder (about 8 GB). mlc_llm takes part where MLCAWQ_MLC_PYTHON
 names an interpreter that has it. The machine should be idle; what others used is printed.
@@ -32,7 +32,14 @@ from pathlib import Path
 
 from benchmarks.cpu import contenders as entering
 from benchmarks.cpu import tables
-from benchmarks.cpu.contenders import ACTIVATIONS, GGUF_KINDS, HEADS, PROJECTS, Contender
+from benchmarks.cpu.contenders import (
+    ACTIVATIONS,
+    GGUF_KINDS,
+    HEADS,
+    KV_CACHE_DTYPES,
+    PROJECTS,
+    Contender,
+)
 from benchmarks.cpu.files import Files, PreparationError
 from benchmarks.cpu.measures import Bench, Outcome, Part, Plan
 from benchmarks.cpu.shapes import SHAPES, Shape
@@ -56,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for threads in asked.threads:
             entered = _chosen(asked, files, bench, shape, everyone, threads)
             outcomes = [Outcome(contender) for contender in entered]
-            part = Part(shape.title, threads, outcomes, {}, shape.cache_bytes())
+            part = Part(shape.title, threads, outcomes, {}, shape.cached)
             most = threads == max(asked.threads)
             reference = next((c for c in entered if c.project == entering.PYTORCH), None)
             bench.measure(part, _reader(), reference, check=most)
@@ -89,7 +96,13 @@ def _everyone(asked: argparse.Namespace, files: Files, shape: Shape) -> list[Con
 
     makers = {
         entering.OURS: lambda: entering.ours(
-            files, shape, asked.target, asked.heads, asked.activations, asked.weights
+            files,
+            shape,
+            asked.target,
+            asked.heads,
+            asked.activations,
+            asked.kv_cache_dtypes,
+            asked.weights,
         ),
         entering.LLAMACPP: llamacpp,
         entering.PYTORCH: lambda: entering.pytorch(files, shape, asked.torch_compile),
@@ -164,6 +177,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=ACTIVATIONS,
         default=list(ACTIVATIONS),
         help="of ours; the first with all heads, the others with one",
+    )
+    parser.add_argument(
+        "--kv-cache-dtypes",
+        nargs="+",
+        choices=KV_CACHE_DTYPES,
+        default=list(KV_CACHE_DTYPES),
+        help="likewise",
     )
     parser.add_argument("--target", default="cpu", help="of ours, as for mlcawq build")
     parser.add_argument(

@@ -16,9 +16,8 @@ from typing import Any
 
 from mlcawq.checkpoint.config import AwqConfig, ModelConfig, load_json, parse_config
 from mlcawq.errors import Problem, UserError, raise_all
+from mlcawq.graph.roundings import EXACT, Roundings
 from mlcawq.graph.settings import (
-    ACTIVATIONS,
-    EXACT_ACTIVATIONS,
     CompileSettings,
     quantization_named,
 )
@@ -50,7 +49,7 @@ class ChatConfig:
     weight_layout: how the quantized weights are stored ("autoawq", which a file without it means,
         "n16k64" or "n16k8"), None for unquantized ones.
     tables: how the output head and the embedding are stored.
-    activations: what the library rounds them to, one of graph.settings.ACTIVATIONS.
+    roundings: what the library rounds beside the weights.
     sizes: what the library is compiled for.
     raw: the file as it was read.
     """
@@ -59,7 +58,7 @@ class ChatConfig:
     quantization: str
     weight_layout: str | None
     tables: Tables
-    activations: str
+    roundings: Roundings
     sizes: CompileSettings
     raw: dict[str, Any]
 
@@ -180,17 +179,17 @@ def agreed_layout(folder: Path, asked: str | None) -> str | None:
     )
 
 
-def planned_activations(folder: Path) -> str | None:
-    """What a folder's mlc-chat-config.json says that activations are rounded to, None where there
-    is no such file. Raises UserError for what is not known.
+def planned_roundings(folder: Path) -> Roundings:
+    """What a folder's mlc-chat-config.json says that is rounded beside the weights; nothing where
+    there is no such file. Raises UserError for what is not known.
     """
     file = folder / CONFIG_NAME
     if not file.is_file():
-        return None
+        return EXACT
     problems: list[Problem] = []
-    activations = _read_activations(load_json(file), str(file), problems)
+    roundings = Roundings.named(load_json(file), str(file), problems)
     raise_all(problems)
-    return activations
+    return roundings
 
 
 def planned_tables(folder: Path) -> Tables | None:
@@ -237,15 +236,6 @@ def _read_tables(raw: dict[str, Any], where: str, problems: list[Problem]) -> Ta
         return PLAIN
 
 
-def _read_activations(raw: dict[str, Any], where: str, problems: list[Problem]) -> str:
-    found = raw.get("activations", EXACT_ACTIVATIONS)
-    if isinstance(found, str) and found in ACTIVATIONS:
-        return found
-    fix = f"it can be {' or '.join(ACTIVATIONS)}"
-    problems.append(Problem(f"activations {found!r} are not known", where, fix))
-    return EXACT_ACTIVATIONS
-
-
 def read_chat_config(path: Path) -> ChatConfig:
     """Read a folder's mlc-chat-config.json, written by us or by mlc_llm.
 
@@ -289,7 +279,7 @@ def read_chat_config(path: Path) -> ChatConfig:
             )
         )
     tables = _read_tables(raw, where, problems)
-    activations = _read_activations(raw, where, problems)
+    roundings = Roundings.named(raw, where, problems)
     if raw.get("tensor_parallel_shards", 1) != 1:
         problems.append(Problem("tensor_parallel_shards above 1 is not supported", where))
     try:
@@ -302,7 +292,7 @@ def read_chat_config(path: Path) -> ChatConfig:
         quantization=name,
         weight_layout=layout if quantization else None,
         tables=tables,
-        activations=activations,
+        roundings=roundings,
         sizes=CompileSettings(**sizes),
         raw=raw,
     )

@@ -13,9 +13,8 @@ from mlcawq.build.link import find_tools
 from mlcawq.build.targets import resolve_target, target_device, target_record
 from mlcawq.checkpoint.config import ModelConfig
 from mlcawq.errors import UserError
+from mlcawq.graph.roundings import EXACT, Roundings, check_roundings
 from mlcawq.graph.settings import (
-    EXACT_ACTIVATIONS,
-    check_activations,
     check_dtype,
     check_layout,
     compile_settings,
@@ -50,7 +49,7 @@ def compile_model(
     *,
     weight_layout: str | None = None,
     tables: Tables = PLAIN,
-    activations: str = EXACT_ACTIVATIONS,
+    roundings: Roundings = EXACT,
     progress: Callable[[str], None] | None = None,
 ) -> Library:
     """Compile `config` for `target` and write the shared library `out_lib`, whole or not at all.
@@ -58,14 +57,14 @@ def compile_model(
     quantization: a name to insist on; by default what the checkpoint is. Sizes are in tokens and
     sequences, with the defaults of `compile_settings`. weight_layout: of the quantized weights that
     the library will be given, by default the stock one; tables: how its head and embedding are
-    stored; activations: what it rounds them to, one of `graph.settings.ACTIVATIONS`. Raises
-    UserError for everything that can be known to fail before compiling. Weights are not needed.
+    stored; roundings: what it rounds beside the weights. Raises UserError for everything that can
+    be known to fail before compiling. Weights are not needed.
     """
     settings = compile_settings(config, context_window_size, prefill_chunk_size, max_batch_size)
     kind = infer_quantization(config, quantization, weight_layout, tables)
-    check_activations(activations, kind.weight_layout)
-    kind = replace(kind, activations=activations)
+    kind = replace(kind, roundings=roundings)
     resolved = resolve_target(target) if isinstance(target, str) else target
+    check_roundings(roundings, kind.weight_layout, target_device(resolved))
     check_layout(kind.weight_layout, target_device(resolved))
     check_tables(tables, target_device(resolved))
     check_dtype(kind, target_device(resolved))

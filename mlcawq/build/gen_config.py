@@ -25,8 +25,8 @@ from mlcawq.checkpoint.writing import write_json
 from mlcawq.engine.conversation import Conversation
 from mlcawq.engine.tokenizer import ModelTokenizer
 from mlcawq.errors import UserError
+from mlcawq.graph.roundings import EXACT, Roundings
 from mlcawq.graph.settings import (
-    EXACT_ACTIVATIONS,
     CompileSettings,
     compile_settings,
     infer_quantization,
@@ -51,7 +51,7 @@ def gen_config(
     *,
     weight_layout: str | None = None,
     tables: Tables = PLAIN,
-    activations: str = EXACT_ACTIVATIONS,
+    roundings: Roundings = EXACT,
     context_window_size: int | None = None,
     prefill_chunk_size: int | None = None,
     max_batch_size: int | None = None,
@@ -60,16 +60,15 @@ def gen_config(
 
     quantization: MLC's name, None for what the checkpoint is. weight_layout: of quantized weights
     (`tir_kernels.layouts`), None for the stock one. tables: how head and embedding will be stored.
-    activations: what the library will round them to (`graph.settings.ACTIVATIONS`). conv_template:
-    a shipped template's name or a JSON file, None to find it from the model's chat template.
-    The sizes (tokens, tokens, sequences) are what the library is compiled for; see
-    `compile_settings` for their defaults.
+    roundings: what the library will round beside them. conv_template: a shipped template's name or
+    a JSON file, None to find it from the model's chat template. The sizes (tokens, tokens,
+    sequences) are what the library is compiled for; see `compile_settings` for their defaults.
     Raises UserError for everything that is wrong with the checkpoint or with the arguments.
     """
     checkpoint, out = Path(checkpoint), Path(out)
     config = read_config(checkpoint)
     kind = infer_quantization(config, quantization, weight_layout, tables)
-    kind = replace(kind, activations=activations)
+    kind = replace(kind, roundings=roundings)
     sizes = compile_settings(config, context_window_size, prefill_chunk_size, max_batch_size)
     files = copy_tokenizer(checkpoint, out)
     tokens = ModelTokens.read(out, checkpoint)
@@ -103,7 +102,7 @@ def gen_config(
     }
     if config.quantization is not None:
         content |= awq_keys(config.quantization, kind.weight_layout)
-    content |= kind.roundings()
+    content |= kind.names()
     write_json(out / CONFIG_NAME, content)
     return GeneratedConfig(content, choice, tuple(messages))
 

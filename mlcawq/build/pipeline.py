@@ -17,8 +17,8 @@ from mlcawq.build.chat_config import (
     CONFIG_NAME,
     ChatConfig,
     library_name,
-    planned_activations,
     planned_layout,
+    planned_roundings,
     planned_tables,
     read_chat_config,
 )
@@ -56,11 +56,10 @@ from mlcawq.checkpoint.writing import (
     staged_folder,
 )
 from mlcawq.errors import Problem, UserError, raise_all
+from mlcawq.graph.roundings import EXACT, Roundings, check_roundings
 from mlcawq.graph.settings import (
-    EXACT_ACTIVATIONS,
     CompileSettings,
     Quantization,
-    check_activations,
     check_dtype,
     check_layout,
     compile_settings,
@@ -81,9 +80,9 @@ class BuildRequest:
 
     weight_layout: by default what the target's kernels are fastest with, in a whole build, and the
     stock one where a step has no target. head: one of `graph.tables.HEADS`, by default int8 where
-    the weights lie as the CPU's kernels want them. activations: one of
-    `graph.settings.ACTIVATIONS`, by default those that are as good as float16. verify: True checks
-    all layers whatever the size, False nothing, None by size.
+    the weights lie as the CPU's kernels want them. activations, kv_cache_dtype: as of
+    `graph.roundings.Roundings`, by default as good as float16. verify: True checks all layers
+    whatever the size, False nothing, None by size.
     """
 
     target: str = "cpu"
@@ -91,6 +90,7 @@ class BuildRequest:
     weight_layout: str | None = None
     head: str | None = None
     activations: str | None = None
+    kv_cache_dtype: str | None = None
     conv_template: str | None = None
     context_window_size: int | None = None
     prefill_chunk_size: int | None = None
@@ -104,8 +104,8 @@ class BuildResult:
     """What was built. bits_per_parameter counts scales and zeros in; library: file name.
 
     unverified: why there is no verification, empty where there is one. via: the other project that
-    built it, empty for ourselves. tables: how head and embedding are stored; activations: what the
-    library rounds them to.
+    built it, empty for ourselves. tables: how head and embedding are stored; roundings: what the
+    library rounds beside the weights.
     """
 
     folder: Path
@@ -123,12 +123,13 @@ class BuildResult:
     unverified: str
     via: str = ""
     tables: Tables = PLAIN
-    activations: str = EXACT_ACTIVATIONS
+    roundings: Roundings = EXACT
 
     def as_json(self) -> dict[str, Any]:
         out = asdict(self)
         out["folder"] = str(self.folder)
         out["tables"] = self.tables.names()
+        out |= out.pop("roundings")
         out["verification"] = self.verification.as_json() if self.verification else None
         return out
 
@@ -178,7 +179,7 @@ def build(
             request.conv_template,
             weight_layout=checked.quantization.weight_layout,
             tables=checked.quantization.tables,
-            activations=checked.quantization.activations,
+            roundings=checked.quantization.roundings,
             **asdict(checked.sizes),
         )
         for text in generated.messages:
@@ -278,17 +279,17 @@ def _quantization(
     check_type(request.target, kind.name)
     packed = kind.weight_layout == BLOCKED
     tables = choose_tables(config, request.head, packed=packed, own=own_head, device=device)
-    activations = request.activations or EXACT_ACTIVATIONS
-    check_activations(activations, kind.weight_layout)
-    return replace(kind, tables=tables, activations=activations)
+    roundings = EXACT.changed(request.activations, request.kv_cache_dtype)
+    check_roundings(roundings, kind.weight_layout, device)
+    return replace(kind, tables=tables, roundings=roundings)
 
 
 def generate_config(checkpoint: Path, out: Path, request: BuildRequest) -> GeneratedConfig:
     """The step gen-config into a folder that may hold other parts of a build.
 
     A config that is there already keeps its weight layout, how head and embedding are stored and
-    what activations are rounded to, unless the request names one. Files are put in place one by one
-    when all of them are there, the config last.
+    what is rounded beside the weights, unless the request names one. Files are put in place one by
+    one when all of them are there, the config last.
     """
     out = Path(out).absolute()
     check_folder(out)
@@ -304,9 +305,9 @@ def generate_config(checkpoint: Path, out: Path, request: BuildRequest) -> Gener
             own=_own_head(checkpoint),
             device=None,
         )
-    activations = request.activations or planned_activations(out) or EXACT_ACTIVATIONS
+    roundings = planned_roundings(out).changed(request.activations, request.kv_cache_dtype)
     kind = infer_quantization(read_config(checkpoint), request.quantization, layout)
-    check_activations(activations, kind.weight_layout)
+    check_roundings(roundings, kind.weight_layout, None)
     stage = scratch_folder(out.parent, f".{out.name}.partial-")
     try:
         generated = gen_config(
@@ -316,7 +317,7 @@ def generate_config(checkpoint: Path, out: Path, request: BuildRequest) -> Gener
             request.conv_template,
             weight_layout=layout,
             tables=tables,
-            activations=activations,
+            roundings=roundings,
             context_window_size=request.context_window_size,
             prefill_chunk_size=request.prefill_chunk_size,
             max_batch_size=request.max_batch_size,
@@ -357,7 +358,7 @@ def compile_folder(
         device, kind = target_device(resolved), quantization_named(config.quantization)
         collect(lambda: check_layout(config.weight_layout, device))
         collect(lambda: check_tables(config.tables, device))
-        collect(lambda: check_activations(config.activations, config.weight_layout))
+        collect(lambda: check_roundings(config.roundings, config.weight_layout, device))
         collect(lambda: check_dtype(kind, device))
         collect(lambda: check_type(target, config.quantization))
     raise_all(problems)
@@ -379,7 +380,7 @@ def _compile(config: ChatConfig, library: Path, target: str, reporter: Reporter)
         **asdict(config.sizes),
         weight_layout=config.weight_layout,
         tables=config.tables,
-        activations=config.activations,
+        roundings=config.roundings,
         progress=lambda stage: reporter.stage(f"library: {stage}"),
     )
 
@@ -424,7 +425,7 @@ def _result(
         verification=verification,
         unverified=checked.unverified,
         tables=checked.quantization.tables,
-        activations=checked.quantization.activations,
+        roundings=checked.quantization.roundings,
     )
 
 

@@ -32,7 +32,8 @@ from mlcawq.engine.runtime import ModelRuntime
 from mlcawq.engine.tokenizer import ModelTokenizer
 from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.families import expected_tensors
-from mlcawq.graph.settings import EXACT_ACTIVATIONS, CompileSettings, quantization_named
+from mlcawq.graph.roundings import EXACT
+from mlcawq.graph.settings import CompileSettings, quantization_named
 
 if TYPE_CHECKING:
     from mlcawq.graph._tvm import Target
@@ -193,7 +194,7 @@ def _compile(
         **asdict(sizes),
         weight_layout=config.weight_layout,
         tables=config.tables,
-        activations=config.activations,
+        roundings=config.roundings,
     )
 
 
@@ -364,8 +365,8 @@ def _run_whole(built: BuiltFolder, device: str, prompts: dict[str, list[int]]) -
 
 
 def _limit(config: ChatConfig) -> float:
-    if config.activations != EXACT_ACTIVATIONS:
-        return LIMITS[config.activations]
+    if config.roundings != EXACT:
+        return LIMITS["int8"]
     return LIMITS[quantization_named(config.quantization).dtype]
 
 

@@ -61,6 +61,14 @@ Activations = Annotated[
         "which reads prompts faster and costs some accuracy.  [default: int16]",
     ),
 ]
+KvCacheDtype = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-cache-dtype",
+        help="How a CPU keeps keys and values: auto, as activations are, or int8, which takes "
+        "little more than half of the memory.  [default: auto]",
+    ),
+]
 ConvTemplate = Annotated[
     str | None,
     typer.Option(
@@ -117,6 +125,7 @@ def build(
     weight_layout: BuildLayout = None,
     head: Head = None,
     activations: Activations = None,
+    kv_cache_dtype: KvCacheDtype = None,
     conv_template: ConvTemplate = None,
     context_window_size: Context = None,
     prefill_chunk_size: Chunk = None,
@@ -164,6 +173,7 @@ def build(
         weight_layout=weight_layout,
         head=head,
         activations=activations,
+        kv_cache_dtype=kv_cache_dtype,
         conv_template=conv_template,
         context_window_size=context_window_size,
         prefill_chunk_size=prefill_chunk_size,
@@ -200,6 +210,7 @@ def gen_config(
     weight_layout: ConfigLayout = None,
     head: Head = None,
     activations: Activations = None,
+    kv_cache_dtype: KvCacheDtype = None,
     conv_template: ConvTemplate = None,
     context_window_size: Context = None,
     prefill_chunk_size: Chunk = None,
@@ -223,6 +234,7 @@ def gen_config(
         weight_layout=weight_layout,
         head=head,
         activations=activations,
+        kv_cache_dtype=kv_cache_dtype,
         conv_template=conv_template,
         context_window_size=context_window_size,
         prefill_chunk_size=prefill_chunk_size,
@@ -405,6 +417,9 @@ class _Progress:
 _CHATTING = ("lib-cpu.so", "lib-cuda.so", "lib-vulkan.so")  # mlc_llm builds for other devices too
 
 
+_SAID = {"activations": "activations", "kv_cache_dtype": "KV cache"}
+
+
 def _summary(result: BuildResult) -> list[str]:
     sizes = result.sizes
     lines = [
@@ -415,7 +430,7 @@ def _summary(result: BuildResult) -> list[str]:
         + (f", layout {result.weight_layout}" if result.weight_layout else "")
         + (f", {_tables(result)}" if result.tables.names() else ""),
         f"library    {result.library}, {_size(result.library_bytes)}"
-        + ("" if result.activations == "int16" else f", activations {result.activations}")
+        + "".join(f", {_SAID[k]} {v}" for k, v in result.roundings.names().items())
         + "; context "
         f"{sizes.context_window_size}, prefill chunk {sizes.prefill_chunk_size}, "
         f"batch {sizes.max_batch_size}",

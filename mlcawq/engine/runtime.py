@@ -276,8 +276,10 @@ class ModelRuntime:
         cache = self.metadata.get("kv_cache")
         if not cache:
             return wanted
-        per_layer = 2 * int(cache["num_key_value_heads"]) * int(cache["head_dim"])
-        per_layer *= _DTYPE_BYTES[_activation_dtype(self.metadata)]
+        # Libraries of mlc_llm keep keys and values in the type of their activations.
+        slot = int(cache["head_dim"]) * _DTYPE_BYTES[_activation_dtype(self.metadata)]
+        slot = int(cache.get("slot_bytes", slot))
+        per_layer = 2 * int(cache["num_key_value_heads"]) * slot
         per_token = per_layer * int(cache["num_hidden_layers"])
         if self.device.binding_bytes is not None:
             # The pages of a layer are one tensor, with a page more than the tokens fill.

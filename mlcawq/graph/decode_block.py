@@ -7,7 +7,6 @@ from typing import Any
 
 from mlcawq.graph._tvm import PagedKVCache, PrimFunc, Target, nn, op
 from mlcawq.graph.modules import AWQLinear, RMSNorm
-from mlcawq.graph.settings import ACTIVATIONS
 from tir_kernels import dispatch
 from tir_kernels.cpu.decode_block import DecodeBlock
 from tir_kernels.foreign import with_unsigned_words
@@ -92,6 +91,6 @@ def _kernel(target: Target, linears: list[AWQLinear], eps: float) -> PrimFunc | 
         quantization.dtype,
         layout=quantization.weight_layout or AUTOAWQ,
         scale_dtype=quantization.dtype,
-        act_bits=ACTIVATIONS[quantization.activations],
+        act_bits=quantization.roundings.act_bits,
     )
     return None if kernel is None else with_unsigned_words(kernel)

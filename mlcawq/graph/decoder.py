@@ -9,6 +9,7 @@ from mlcawq.checkpoint.config import ModelConfig
 from mlcawq.families import find_family
 from mlcawq.graph._tvm import PagedKVCache, Target, nn, op
 from mlcawq.graph.decode_block import single_launches
+from mlcawq.graph.kv_cache import attention, slots_of
 from mlcawq.graph.modules import (
     AWQLinear,
     DenseLinear,
@@ -75,6 +76,7 @@ class Attention(nn.Module):
         self.q_heads = config.num_attention_heads
         self.kv_heads = config.num_key_value_heads
         self.head_dim = config.head_dim
+        self.slots = slots_of(config, build.quantization)
         self.dtype = build.dtype
         q_size = self.q_heads * self.head_dim
         qkv_size = (self.q_heads + 2 * self.kv_heads) * self.head_dim
@@ -111,10 +113,7 @@ class Attention(nn.Module):
             out = nn.Tensor.placeholder(qkv.shape, self.dtype)
             weights = [self.q_norm.weight, self.k_norm.weight]
             qkv = op.tensor_ir_op(self.qk_norm, "qk_norm", [qkv, *weights], out)
-        rows, d = qkv.shape[0], self.head_dim
-        qkv = op.reshape(qkv, (1, rows, self.q_heads + 2 * self.kv_heads, d))
-        attended = cache.attention_with_fused_qkv(layer, qkv, self.q_heads, sm_scale=d**-0.5)
-        return op.reshape(attended, (rows, self.q_heads * d))
+        return attention(cache, layer, qkv, self.q_heads, self.kv_heads, self.slots)
 
 
 class MLP(nn.Module):

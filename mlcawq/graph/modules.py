@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlcawq.graph._tvm import Target, nn, op
-from mlcawq.graph.settings import ACTIVATIONS, WORDS, Quantization
+from mlcawq.graph.settings import WORDS, Quantization
 from tir_kernels import dispatch
 from tir_kernels.dispatch import kernels_for
 from tir_kernels.foreign import with_unsigned_words
@@ -52,7 +52,7 @@ class AWQLinear(nn.Module):
             layout=layout,
             silu=silu,
             scale_dtype=dtype,
-            act_bits=ACTIVATIONS[quantization.activations],
+            act_bits=quantization.roundings.act_bits,
         )
         self.kernel = with_unsigned_words(kernel)
         epilogue = f"{'_bias' if bias else ''}{'_silu' if silu else ''}"

@@ -12,7 +12,7 @@ from mlcawq.families import find_family
 from mlcawq.graph._tvm import IRModule, PrimFunc, Target, nn, relax, tirx, tvm, vm_build
 from mlcawq.graph.cuda_graph import CUDA_GRAPH_CONFIG, capture_cuda_graphs
 from mlcawq.graph.decoder import CausalLM
-from mlcawq.graph.kv_cache import add_kv_cache_creation
+from mlcawq.graph.kv_cache import add_kv_cache_creation, slots_of
 from mlcawq.graph.logit_functions import add_embedding_allocation, add_logit_functions
 from mlcawq.graph.sampler_functions import add_draft_functions, add_sampler_functions
 from mlcawq.graph.settings import CompileSettings, Quantization
@@ -57,7 +57,7 @@ def library_metadata(
         "model_type": find_family(config).mlc_model_type,
         "quantization": quantization.name,
         "weight_layout": quantization.weight_layout,
-        **quantization.roundings(),
+        **quantization.names(),
         "architecture": computed_settings(config),
         "context_window_size": settings.context_window_size,
         "sliding_window_size": -1,
@@ -75,6 +75,7 @@ def library_metadata(
             "num_attention_heads": config.num_attention_heads,
             "num_key_value_heads": config.num_key_value_heads,
             "head_dim": config.head_dim,
+            "slot_bytes": slots_of(config, quantization).nbytes,
         },
         "params": [
             {

@@ -8,6 +8,7 @@ from mlcawq.checkpoint.config import ModelConfig
 from mlcawq.errors import Problem, UserError, raise_all
 from mlcawq.families import find_family
 from mlcawq.graph.rope import context_limit
+from mlcawq.graph.roundings import EXACT, Roundings
 from mlcawq.graph.tables import PLAIN, Tables
 from tir_kernels.layouts import AUTOAWQ, BLOCKED, LAYOUTS, TILED
 
@@ -24,9 +25,6 @@ _AWQ = {
 QUANTIZATIONS = (*_DENSE, *_AWQ)
 MLC_LAYOUTS = (AUTOAWQ, TILED)  # that mlc_llm's graphs can have
 TARGET_KINDS = ("cpu", "cuda", "vulkan")
-# Bits of the integers that the CPU's kernels for their own layout make of activations.
-ACTIVATIONS = {"int16": 16, "int8": 8}
-EXACT_ACTIVATIONS = "int16"  # in the measure of float16
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,7 @@ class Quantization:
     """name: MLC's. group_size: None where weights are not quantized. dtype: of activations,
     unquantized parameters, scales and the KV cache. weight_layout: of the quantized weights that
     kernels of this library expect (`tir_kernels.layouts`), None where there are none. tables: how
-    the output head and the embedding are stored. activations: one of ACTIVATIONS, which only
-    kernels for the layout n16k8 heed, and of them not those of the output head.
+    the output head and the embedding are stored. roundings: beside those of the weights.
     """
 
     name: str
@@ -43,11 +40,11 @@ class Quantization:
     group_size: int | None
     weight_layout: str | None = None
     tables: Tables = PLAIN
-    activations: str = EXACT_ACTIVATIONS
+    roundings: Roundings = EXACT
 
-    def roundings(self) -> dict[str, str]:
+    def names(self) -> dict[str, str]:
         """What files and libraries say of what is rounded beside the AWQ weights."""
-        return self.tables.names() | activations_key(self.activations)
+        return self.tables.names() | self.roundings.names()
 
 
 def awq_names(group_size: int) -> tuple[str, ...]:
@@ -81,29 +78,6 @@ def check_layout(layout: str | None, target_kind: str | None = None) -> None:
             f"for {others}",
             fix=f"convert the weights with --weight-layout {AUTOAWQ} (every target runs it), or "
             f"build a folder of its own with --target {target_kind}",
-        )
-
-
-def activations_key(activations: str) -> dict[str, str]:
-    """As files have it, which say nothing where activations are not rounded further."""
-    return {} if activations == EXACT_ACTIVATIONS else {"activations": activations}
-
-
-def check_activations(activations: str, layout: str | None) -> None:
-    """Raises UserError for what is not known, or what weights in `layout` are not multiplied by."""
-    if activations not in ACTIVATIONS:
-        raise UserError.one(
-            f"activations {activations!r} are not known",
-            "--activations",
-            f"use {' or '.join(ACTIVATIONS)}",
-        )
-    if activations != EXACT_ACTIVATIONS and layout != BLOCKED:
-        raise UserError.one(
-            f"activations are rounded to {activations} for 4-bit weights in the layout {BLOCKED} "
-            f"only, and these are {layout or 'not quantized'}",
-            "--activations",
-            f"leave it out, or give an AWQ checkpoint --weight-layout {BLOCKED}, which is what "
-            "--target cpu takes by itself",
         )
 
 

@@ -73,6 +73,7 @@ _SHOWN = (
     "head",
     "embedding",
     "activations",
+    "kv_cache_dtype",
     "target",
     "context_window_size",
     "prefill_chunk_size",

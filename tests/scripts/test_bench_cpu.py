@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -324,6 +325,18 @@ def test_targets_are_against_the_best(part: Part) -> None:
     assert absent.line().startswith("not measured")
 
 
+def test_a_cache_is_counted_as_it_is_kept(part: Part) -> None:
+    part.cached = 10**5
+    contender = part.outcomes[0].contender
+    before = part.share(part.outcomes[0], 40, 0)
+    part.outcomes[0].contender = replace(contender, cached_bytes=1.0)
+    after = part.share(part.outcomes[0], 40, 0)
+    assert before is not None
+    assert after is not None
+    nbytes = contender.weight_bytes
+    assert before / after == pytest.approx((nbytes + 80e5) / (nbytes + 40e5))
+
+
 def test_tables_show_medians_and_reasons(part: Part) -> None:
     part.outcomes[3].refused = "it has no memory"
     text = tables.as_text(part, PLAN)
@@ -422,4 +435,4 @@ def test_the_shapes_are_those_of_the_released_models() -> None:
         counts[name] = linears + shape.vocabulary * int(shape.config["hidden_size"])
     assert counts["llama-1b"] == pytest.approx(1.236e9, rel=1e-3)
     assert counts["qwen-0.5b"] == pytest.approx(0.494e9, rel=1e-3)
-    assert SHAPES["llama-1b"].cache_bytes() == 32768
+    assert SHAPES["llama-1b"].cached == 16384

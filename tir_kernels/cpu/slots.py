@@ -44,6 +44,10 @@ class Slots:
             return self.head_dim
         return self._words * self._per_word
 
+    @property
+    def nbytes(self) -> int:
+        return self.size * int(self.dtype[-2:]) // 8
+
     def heads(self, count: int) -> int:
         """Heads of `size` elements that `count` heads of head_dim fit into."""
         return -(-count * self.head_dim // self.size)

@@ -23,8 +23,8 @@ from mlcawq.build.via_mlc.template import MlcTemplate
 from mlcawq.checkpoint.source import require_tokenizer
 from mlcawq.checkpoint.writing import check_output
 from mlcawq.errors import Problem, UserError, raise_all
+from mlcawq.graph.roundings import EXACT
 from mlcawq.graph.settings import (
-    EXACT_ACTIVATIONS,
     QUANTIZATIONS,
     check_layout,
     check_mlc_layout,
@@ -187,10 +187,10 @@ def layout_of(
             "--head",
             "leave it out, or build without --via mlc-llm",
         )
-    if asked.activations not in (None, EXACT_ACTIVATIONS):
+    for name, value in EXACT.changed(asked.activations, asked.kv_cache_dtype).names().items():
         raise UserError.one(
-            f"mlc_llm does not round activations to {asked.activations}",
-            "--activations",
+            f"mlc_llm has no {name} of {value}",
+            f"--{name.replace('_', '-')}",
             "leave it out, or build without --via mlc-llm",
         )
     if wanted is not None and (checkpoint.awq is None or (not plugin and wanted != AUTOAWQ)):

@@ -19,6 +19,8 @@ OURS, LLAMACPP, PYTORCH, MLC_LLM = "ours", "llama.cpp", "PyTorch", "mlc_llm"
 PROJECTS = (OURS, LLAMACPP, PYTORCH, MLC_LLM)
 HEADS = ("float16", "int8", "int4")
 ACTIVATIONS = ("int16", "int8")
+KV_CACHE_DTYPES = ("auto", "int8")
+_CACHED_BYTES = {"auto": 2.0, "int8": 1 + 4 / 32}  # a scale for 32
 GGUF_KINDS = ("Q4_0", "Q4_K_M")
 # How llama.cpp can be asked to keep its weights; none is the best for everything.
 _LLAMACPP_WEIGHTS = {
@@ -39,6 +41,7 @@ class Contender:
     """project: one of PROJECTS. group: of those that compute the same in different ways, of which
     only the fastest count. weights: the file or folder that is read for every token. kind, options:
     of its worker, without threads and capacity. version: of the project, where it is another one.
+    cached_bytes: of an element of a key or value.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Contender:
     options: dict[str, Any]
     weights: Path
     version: str = ""
+    cached_bytes: float = 2.0
 
     @property
     def weight_bytes(self) -> int:
@@ -79,21 +83,27 @@ def ours(
     target: str,
     heads: Sequence[str],
     activations: Sequence[str],
+    caches: Sequence[str],
     weights: str,
 ) -> list[Contender]:
-    """What `mlcawq build` makes: each head with the first of the activations, then the default
-    head, or the first, with the others. weights: as `mlcawq chat --weights`.
+    """What `mlcawq build` makes: each head with the first of the activations and caches, then the
+    default head, or the first, with each of the others. weights: as `mlcawq chat --weights`.
     """
-    kinds = [(head, activations[0]) for head in heads]
+    kinds = [(head, activations[0], caches[0]) for head in heads]
     head = "int8" if "int8" in heads else heads[0]
-    kinds += [(head, rounded) for rounded in activations[1:]]
+    kinds += [(head, rounded, caches[0]) for rounded in activations[1:]]
+    kinds += [(head, activations[0], cache) for cache in caches[1:]]
     found = []
-    for head, rounded in kinds:
+    for head, rounded, cache in kinds:
         options = ["--target", target, "--head", head, "--activations", rounded]
-        name = re.sub(r"[^\w.]+", "-", f"ours-{head}-{rounded}-{target}")
-        folder = files.built(shape, name, options)
-        title = f"ours, {head} head" + (f", {rounded} activations" if rounded != "int16" else "")
-        found.append(_engine(title, OURS, folder, shape, weights))
+        name, title = f"ours-{head}-{rounded}", f"ours, {head} head"
+        if rounded != "int16":
+            title += f", {rounded} activations"
+        if cache != "auto":
+            options += ["--kv-cache-dtype", cache]
+            name, title = f"{name}-cache-{cache}", f"{title}, {cache} cache"
+        folder = files.built(shape, re.sub(r"[^\w.]+", "-", f"{name}-{target}"), options)
+        found.append(_engine(title, OURS, folder, shape, weights, _CACHED_BYTES[cache]))
     return found
 
 
@@ -105,10 +115,18 @@ def mlc_llm(files: Files, shape: Shape, python: str) -> Contender:
 
 
 def _engine(
-    name: str, project: str, folder: Path, shape: Shape, weights: str = "auto"
+    name: str,
+    project: str,
+    folder: Path,
+    shape: Shape,
+    weights: str = "auto",
+    cached_bytes: float = 2.0,
 ) -> Contender:
     options = {"folder": str(folder), "vocabulary": shape.vocabulary, "weights": weights}
-    return Contender(name, project, name, Path(sys.executable), "engine", options, folder)
+    python = Path(sys.executable)
+    return Contender(
+        name, project, name, python, "engine", options, folder, cached_bytes=cached_bytes
+    )
 
 
 def llamacpp(files: Files, shape: Shape, python: Path, kinds: Sequence[str]) -> list[Contender]:

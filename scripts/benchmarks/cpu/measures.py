@@ -77,14 +77,15 @@ class Outcome:
 @dataclass
 class Part:
     """One model on so many threads. bandwidth: bytes a second by the kind of pages, each run's.
-    others: share of the machine that was somebody else's meanwhile.
+    cached: elements of keys and values for a token. others: share of the machine that was somebody
+    else's meanwhile.
     """
 
     model: str
     threads: int
     outcomes: list[Outcome]
     bandwidth: dict[str, list[float]]
-    cache_bytes: int
+    cached: int
     others: float = 0.0
 
     @property
@@ -96,8 +97,9 @@ class Part:
         seconds, bandwidth = outcome.seconds(decode_at(context)), self.best_bandwidth
         if seconds is None or bandwidth is None:
             return None
-        cached = self.cache_bytes * (context + tokens / 2)
-        return (outcome.contender.weight_bytes + cached) / seconds / bandwidth
+        entrant = outcome.contender
+        cached = self.cached * entrant.cached_bytes * (context + tokens / 2)
+        return (entrant.weight_bytes + cached) / seconds / bandwidth
 
 
 class Bench:
@@ -160,7 +162,8 @@ class Bench:
                 try:
                     for name, asked in self._plan.measures.items():
                         seconds = min(worker.ask(**asked) for _ in range(4))
-                        best[name] = min(best.get(name, (seconds, "")), (seconds, contender.name))
+                        own = seconds, contender.name
+                        best[name] = min(best.get(name, own), own)
                 except WorkerError as error:
                     self._say(f"{contender.name}: {error}")
         return sorted({name for _, name in best.values()})

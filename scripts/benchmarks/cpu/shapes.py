@@ -94,10 +94,11 @@ class Shape:
             return ()
         return tuple(f"self_attn.{kind}_proj" for kind in "qkv")
 
-    def cache_bytes(self, element: int = 2) -> int:
-        """Of keys and values, for one token in all layers."""
+    @property
+    def cached(self) -> int:
+        """Elements of keys and values, for one token in all layers."""
         heads = self.config["num_key_value_heads"]
-        return 2 * self.layers * int(heads) * int(self.config["head_dim"]) * element
+        return 2 * self.layers * int(heads) * int(self.config["head_dim"])
 
 
 SHAPES = {

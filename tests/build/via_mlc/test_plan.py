@@ -79,7 +79,8 @@ def test_a_plan_is_what_a_native_build_would_be(fake: FakeMlc, awq: Path) -> Non
     message = refusal(fake, awq, weight_layout="n16k8")
     assert "for libraries that mlcawq compiles itself" in message
     assert "computes with a plain output head" in refusal(fake, awq, head="int8")
-    assert "does not round activations to int8" in refusal(fake, awq, activations="int8")
+    assert "no activations of int8" in refusal(fake, awq, activations="int8")
+    assert "no kv_cache_dtype of int8" in refusal(fake, awq, kv_cache_dtype="int8")
 
 
 def test_a_dry_run_prints_what_gives_the_same(fake: FakeMlc, awq: Path, tmp_path: Path) -> None:
