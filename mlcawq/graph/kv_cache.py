@@ -94,22 +94,20 @@ def add_kv_cache_creation(
     # for keys and values as they are: those for GPUs take more shared memory than WebGPU promises.
     # The cache does without them.
     tree_attention = [relax.Tuple([]), relax.Tuple([])]
-    if target.kind.name == "llvm":
-        compact = tvm_kernels._compact_kv_copy_cpu(kv_heads, slots.size, dtype)
-        if slots.stored is None:
-            # TVM 0.26's own list for CPUs has these two the other way round.
-            paged = tvm_kernels.tree_attn_with_paged_kv_cache_cpu(kv_heads, q_heads, d, dtype, {})
-            tree = tvm_kernels.tree_attn_cpu(kv_heads, q_heads, d, dtype, {})
-            tree_attention = [tir(paged, "attention_tree_paged"), tir(tree, "attention_tree")]
-    else:
-        compact = kernels.move_slots(target, kv_heads, d, dtype)
+    if target.kind.name == "llvm" and slots.stored is None:
+        # TVM 0.26's own list for CPUs has these two the other way round.
+        paged = tvm_kernels.tree_attn_with_paged_kv_cache_cpu(kv_heads, q_heads, d, dtype, {})
+        tree = tvm_kernels.tree_attn_cpu(kv_heads, q_heads, d, dtype, {})
+        tree_attention = [tir(paged, "attention_tree_paged"), tir(tree, "attention_tree")]
     ragged = kernels.attention_prefill_ragged(target, *sizes_of, dtype, **stored)
     paged = kernels.attention_prefill_paged(target, *sizes_of, dtype, **stored)
     decode = kernels.attention_decode_paged(target, *sizes_of, dtype, **stored)
     merge = kernels.merge_state(target, q_heads, d, dtype, **stored)
     split = kernels.split_rotary(target, *sizes_of, dtype, scale, **stored)
-    # A slot is moved as a whole.
-    slot = kv_heads, slots.size, dtype
+    append = kernels.append_to_pages(target, kv_heads, d, dtype, **stored)
+    copy = kernels.copy_page(target, kv_heads, d, dtype, **stored)
+    read = kernels.read_slots(target, layers, kv_heads, d, dtype, **stored)
+    move = kernels.move_slots(target, kv_heads, d, dtype, **stored)
     with bb.function("create_tir_paged_kv_cache", params=params):
         arguments = [
             relax.ShapeExpr(sizes),
@@ -125,7 +123,7 @@ def add_kv_cache_creation(
             relax.prim_value(config.rope.theta),
             relax.const(frequencies),
             relax.op.zeros((), dtype),
-            kernel(kernels.append_to_pages(target, *slot), "kv_cache_append"),
+            kernel(append, "kv_cache_append"),
             relax.prim_value(0),  # appending for latent attention
             tir(ragged, "attention_ragged"),
             tir(paged, "attention_paged"),
@@ -136,9 +134,9 @@ def add_kv_cache_creation(
             relax.Tuple([]),  # latent attention
             relax.Tuple([kernel(merge, "merge_state")]),
             kernel(split, "split_rotary"),
-            kernel(kernels.copy_page(target, *slot), "kv_cache_copy_page"),
-            kernel(kernels.read_slots(target, layers, *slot), "kv_cache_debug_get_kv"),
-            kernel(compact, "kv_cache_compact"),
+            kernel(copy, "kv_cache_copy_page"),
+            kernel(read, "kv_cache_debug_get_kv"),
+            kernel(move, "kv_cache_compact"),
         ]
         cache = relax.call_pure_packed(
             "vm.builtin.paged_attention_kv_cache_create", *arguments, ty_args=relax.AnyType()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import sys
@@ -248,6 +249,22 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., A
         return part, asked
 
     return run
+
+
+def test_variants_that_win_nothing_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever comes first, one that is fastest stays, under its name."""
+    seconds = {"slow": 3.0, "fast": 1.0, "as fast": 1.0}
+
+    class Worker(FakeWorker):
+        def ask(self, do: str, **arguments: Any) -> Any:
+            return seconds[self.name]
+
+    bench = Bench(PLAN, Files(tmp_path, lambda _: None), lambda _: None)
+    monkeypatch.setattr(Bench, "start", lambda _, one, threads: Worker(one.name, [], 1))
+    for order in itertools.permutations(seconds):
+        assert bench.fastest([contender(name, LLAMACPP) for name in order], 1) == ["as fast"]
 
 
 def test_runs_alternate_and_the_first_does_not_count(measured: Callable[..., Any]) -> None:

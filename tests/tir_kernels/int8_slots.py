@@ -1,4 +1,4 @@
-"""The slots of `tir_kernels.cpu.slots` in numpy: a byte an element, and a scale a group."""
+"""The slots of `tir_kernels.cpu.slots` in numpy: a byte an element, and a scale."""
 
 from __future__ import annotations
 
@@ -28,20 +28,16 @@ class Stored:
     def size(self) -> int:
         if self.stored is None:
             return self.d
-        return (self.d + 4 * self.d // self._group) // np.dtype(self.dtype).itemsize
-
-    @property
-    def _group(self) -> int:
-        return math.gcd(32, self.d)
+        return (self.d + 4) // np.dtype(self.dtype).itemsize
 
     def heads(self, count: int) -> int:
         return -(-count * self.d // self.size)
 
     def packed(self, x: np.ndarray) -> np.ndarray:
-        """[..., d] -> slots [..., size]."""
+        """[..., d] -> slots [..., size]: bytes, then the scale."""
         if self.stored is None:
             return x
-        integers, scales = in_eight_bits(x, self._group)
+        integers, scales = in_eight_bits(x, self.d)
         bytes_ = [integers.reshape(x.shape).view(np.uint8), scales.view(np.uint8)]
         return np.concatenate(bytes_, -1).view(self.dtype)
 
@@ -53,7 +49,16 @@ class Stored:
         integers = bytes_[..., : self.d].view(np.int8).astype(np.float64)
         scales = np.ascontiguousarray(bytes_[..., self.d :]).view(np.float32)
         with np.errstate(invalid="ignore"):  # a scale that is infinite
-            return integers * scales.astype(np.float64).repeat(self._group, -1)
+            return integers * scales.astype(np.float64)
+
+    def pages(self, slots: np.ndarray) -> np.ndarray:
+        """Pages [..., PAGE, size] of slots, as the cache keeps them: the bytes, then the scales."""
+        if self.stored is None:
+            return slots
+        bytes_ = np.ascontiguousarray(slots).view(np.uint8)
+        parts = [bytes_[..., : self.d], bytes_[..., self.d :]]
+        flat = [part.reshape(*slots.shape[:-2], -1) for part in parts]
+        return np.concatenate(flat, -1).view(self.dtype).reshape(slots.shape)
 
     def queries(self, q: np.ndarray) -> np.ndarray:
         """[n, heads, d] in the memory of the heads that the cache counts."""

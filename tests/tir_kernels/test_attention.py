@@ -78,7 +78,8 @@ class Pages:
     def tables(self) -> tuple[np.ndarray, ...]:
         """What kernels are told of the pages, and of offsets for a rotation that is none."""
         unused = np.zeros(len(self.lengths), np.int32)
-        return self.pages, self.indptr, self.values, self.last, unused
+        pages = self.stored.pages(self.pages)
+        return pages, self.indptr, self.values, self.last, unused
 
     def keys_and_values(self, b: int) -> tuple[np.ndarray, np.ndarray]:
         mine = self.pages[self.values[self.indptr[b] : self.indptr[b + 1]]]

@@ -12,6 +12,7 @@ from tests.tir_kernels.test_attention import check_decode, check_paged, check_ra
 from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.cpu.lanes import fold, sum_parts, sum_whole, transpose
 from tir_kernels.cpu.merge_state import merge_state
+from tir_kernels.cpu.pages import append_to_pages, copy_page, move_slots, read_slots
 from tir_kernels.cpu.rotary import split_rotary
 from tir_kernels.cpu.slots import INT8
 
@@ -101,6 +102,41 @@ def test_splitting_into_int8_slots(
     for found, exact in zip(slots, want[1:], strict=True):
         np.testing.assert_array_equal(found.view(np.uint8), stored.packed(exact).view(np.uint8))
         assert relative_error(stored.unpacked(found), exact) < 1e-2, rng.seed
+
+
+@pytest.mark.parametrize(("d", "dtype"), [(64, "float16"), (20, "float16"), (80, "float32")])
+def test_pages_of_int8_slots(d: int, dtype: str, rng: Random) -> None:
+    """Written, copied, moved and read, with nothing else touched."""
+    target, heads, stored = best().target, 3, Stored(d, dtype, INT8)
+    slots = stored.packed(rng.floats(4, 2, heads, 16, d, dtype=dtype))
+    pages = stored.pages(slots)
+    k, v = (stored.packed(rng.floats(4, heads, d, dtype=dtype)) for _ in range(2))
+
+    def check() -> None:
+        want = stored.pages(slots)
+        np.testing.assert_array_equal(pages.view(np.uint8), want.view(np.uint8))
+
+    append = append_to_pages(target, heads, d, dtype, **stored.options)
+    Kernel(append, target)(pages, k, v, np.array([5, -1, 40, 0], np.int32))
+    for row, slot in ((0, 5), (2, 40), (3, 0)):
+        slots[slot // 16, :, :, slot % 16] = k[row], v[row]
+    check()
+    Kernel(copy_page(target, heads, d, dtype, **stored.options), target)(pages, 1, 3, 5)
+    slots[3, :, :, :5] = slots[1, :, :, :5]
+    check()
+    moves = np.array([[7, 20, 22], [3, 19, 20]], np.int32)
+    move = move_slots(target, heads, d, dtype, **stored.options)
+    Kernel(move, target)(pages, np.array([0, 1, 3], np.int32), moves, 2)
+    for source, goal in moves.T:
+        slots[goal // 16, :, :, goal % 16] = slots[source // 16, :, :, source % 16]
+    check()
+    found = [poisoned((2, 3, heads, stored.size), dtype) for _ in range(2)]
+    read = read_slots(target, 2, heads, d, dtype, **stored.options)
+    Kernel(read, target)(pages, np.array([0, 40, 5], np.int32), *found, 1)
+    for which, given in enumerate((k, v)):
+        np.testing.assert_array_equal(
+            found[which][1].view(np.uint8), given[[3, 2, 0]].view(np.uint8)
+        )
 
 
 def test_slots_of_what_is_no_number(rng: Random) -> None:

@@ -22,7 +22,6 @@ def test_rooms_have_the_same_kernels() -> None:
     # TVM's own kernel moves slots on CPUs, where MLC's engine draws tokens without a library.
     assert set(vulkan.__all__) - set(cpu.__all__) == {
         "argsort_probs",
-        "move_slots",
         "multinomial_from_uniform",
         "renormalize_by_top_p",
         "sample_with_top_p",

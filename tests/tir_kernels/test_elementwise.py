@@ -140,7 +140,7 @@ def test_copy_page(backend: Backend, rng: Random) -> None:
     np.testing.assert_array_equal(pages[3, :, :, :5], want[3, :, :, :5])
 
 
-def test_move_slots(gpu: Backend, rng: Random) -> None:
+def test_move_slots(backend: Backend, rng: Random) -> None:
     pages = rng.floats(3, 2, 2, PAGE, 24)
     want = pages.copy()
     # The second sequence's moves overlap: the later one reads what the first has not reached.
@@ -148,6 +148,6 @@ def test_move_slots(gpu: Backend, rng: Random) -> None:
     slots = np.array([move for sequence in moves for move in sequence], np.int32).T
     for source, target in slots.T:
         want[target // PAGE, :, :, target % PAGE] = want[source // PAGE, :, :, source % PAGE]
-    function = gpu.kernels.move_slots(gpu.target, 2, 24, "float16")
-    gpu.compile(function)(pages, np.array([0, 1, 3], np.int32), np.ascontiguousarray(slots), 2)
+    function = backend.kernels.move_slots(backend.target, 2, 24, "float16")
+    backend.compile(function)(pages, np.array([0, 1, 3], np.int32), np.ascontiguousarray(slots), 2)
     np.testing.assert_array_equal(pages, want)

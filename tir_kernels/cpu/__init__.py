@@ -13,7 +13,7 @@ from tir_kernels.cpu.logits import (
     softmax_with_temperature,
 )
 from tir_kernels.cpu.merge_state import merge_state
-from tir_kernels.cpu.pages import append_to_pages, copy_page, read_slots
+from tir_kernels.cpu.pages import append_to_pages, copy_page, move_slots, read_slots
 from tir_kernels.cpu.rotary import split_rotary
 from tir_kernels.cpu.rows import gather_rows, last_row, scatter_rows, take_rows
 from tir_kernels.cpu.w4a16 import w4a16_linear
@@ -33,6 +33,7 @@ __all__ = [
     "gather_rows",
     "last_row",
     "merge_state",
+    "move_slots",
     "qk_norm",
     "read_slots",
     "rms_norm",

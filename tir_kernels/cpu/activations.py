@@ -7,7 +7,7 @@ of a group, less than float16 has lost before. In 8 bits, x = scale * high.
 from __future__ import annotations
 
 from tir_kernels._tvm import T, Target
-from tir_kernels.cpu.tiling import tiling_of
+from tir_kernels.cpu.lanes import lanes_for
 
 _LARGEST = {8: 127, 16: 127 * 256}  # in 16 bits rounding the high byte must not overflow
 _ABSOLUTE = 0x7FFFFFFF
@@ -28,7 +28,7 @@ def quantize_group(target: Target, group_size: int, bits: int):
     The largest magnitude is found among the bits of the numbers, as integers: an infinity or NaN
     among the inputs is the largest then, and comes out again as NaN.
     """
-    lanes = min(tiling_of(target).lanes, group_size)
+    lanes = lanes_for(target, group_size)
     floats, ints = f"float32x{lanes}", f"int32x{lanes}"
     words_dtype = f"int32x{lanes // 4}" if lanes > 4 else "int32"
     largest = T.float32(_LARGEST[bits])

@@ -15,9 +15,8 @@ from typing import Any
 from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.cpu.fast_math import exp2
 from tir_kernels.cpu.lanes import PART, fold, lanes_for, sum_parts, sum_whole
-from tir_kernels.cpu.pages import PAGE
 from tir_kernels.cpu.prefetching import asked_for
-from tir_kernels.cpu.slots import Slots
+from tir_kernels.cpu.slots import PAGE, Slots
 from tir_kernels.cpu.tiling import Tiling, tiling_of
 from tir_kernels.memo import memoized
 
@@ -99,6 +98,9 @@ def attention_decode_paged(
         T.match_buffer(q_position_handle, (batch,), "int32", elem_offset=q_position_at)
         seen_out = T.match_buffer(out_handle, (batch, seen, size), dtype)
         seen_lse = T.match_buffer(lse_handle, (batch, seen), "float32")
+        cells = T.decl_buffer(
+            (num_pages, 2, kv_heads, PAGE * size), dtype, data=pages.data, elem_offset=pages_at
+        )
         q = T.decl_buffer((batch, q_heads, d), dtype, data=seen_q.data)
         out = T.decl_buffer((batch, q_heads, d), dtype, data=seen_out.data)
         lse = T.decl_buffer((batch, q_heads), "float32", data=seen_lse.data)
@@ -135,7 +137,7 @@ def attention_decode_paged(
                         sm_scale * T.float32(_LOG2_E)
                     )
             page = T.meta_var(_from(page_values, first))
-            attend(keys, page, span, head, work, pages, mixed, top, total)
+            attend(keys, page, span, head, work, cells, mixed, top, total)
         if count * kv_heads <= _SERIAL:
             for b, h in T.grid(batch, q_heads):
                 merge(b, h, spans, mixed, top, total, out, lse)
@@ -152,12 +154,13 @@ def _from(values: Any, first: Any) -> Any:
 
 
 def decode_unit(target: Target, group: int, slots: Slots) -> Any:
-    """TIR (count, page, span, head, work, pages, mixed, top, total) for a span of one key head.
+    """TIR (count, page, span, head, work, cells, mixed, top, total) for a span of one key head.
 
-    The span has `count` keys; page(i): the number of its i-th page; work [group, _QUERY + d]: the
-    queries, multiplied by log2(e) and the softmax's scale, behind scratch space. For each query
-    head g, mixed[span, head, g, :] becomes the values weighted by 2^(score - top[span, head, g]),
-    and total[span, head, g] the sum of these weights.
+    The span has `count` keys; page(i): the number of its i-th page; cells: the pages [p, 2,
+    kv_heads, PAGE * slot]; work [group, _QUERY + d]: the queries, multiplied by log2(e) and the
+    softmax's scale, behind scratch space. For each query head g, mixed[span, head, g, :] becomes
+    the values weighted by 2^(score - top[span, head, g]), and total[span, head, g] the sum of these
+    weights. Scales of slots are applied to scores and to weights, not to every number.
     """
     d = slots.head_dim
     lanes = lanes_for(target, d)
@@ -170,48 +173,65 @@ def decode_unit(target: Target, group: int, slots: Slots) -> Any:
     together = max(n for n in range(1, _TOGETHER + 1) if group % n == 0)
     heads, columns = _accumulators(tiling_of(target), group, chunks)
     line = _LINE * 8 // int(slots.dtype[-2:])
+    packed, rounded = slots.packed, slots.stored is not None
 
     def chunk(c):
         return T.ramp(c * lanes, 1, lanes)
 
     @T.inline
-    def prefetch(pages, page, which, head, slot):
-        for i in T.unroll(-(-slots.size // line)):
-            T.evaluate(asked_for(pages[page, which, head, slot, i * line]))
+    def prefetch(cells, page, which, head, slot):
+        for i in T.unroll(-(-packed // line)):
+            T.evaluate(asked_for(cells[page, which, head, slot * packed + i * line]))
+
+    @T.inline
+    def prefetch_scales(cells, page, which, head):
+        if rounded:
+            T.evaluate(asked_for(cells[page, which, head, slots.scale_in_page(0)]))
 
     def query(work, g, c):
         return work[g, T.ramp(_QUERY + c * lanes, 1, lanes)]
 
-    def read(pages, page, which, head, slot, c):
-        found = slots.read(lambda at: pages[page, which, head, slot, at], c * lanes, lanes)
-        return T.Cast(f"float32x{lanes}", found)
+    def read(cells, page, which, head, slot, c):
+        cell = lambda at: cells[page, which, head, at]  # noqa: E731
+        return slots.unscaled(cell, slot * packed, c * lanes, lanes)
 
     @T.inline
-    def score_page(page, following, which, head, work, pages):
+    def apply_scales(x, g, first, cells, page, which, head, v):
+        """x[g, first ..] times the scales of the v-th `lanes` slots of a page."""
+        if rounded:
+            cell = T.meta_var(lambda at: cells[page, which, head, at])
+            x[g, T.ramp(first, 1, lanes)] = x[g, T.ramp(first, 1, lanes)] * slots.scales(
+                cell, slots.scale_in_page(v * lanes), lanes
+            )
+
+    @T.inline
+    def score_page(page, following, which, head, work, cells):
         """Sums over 128-bit parts of the products with `part` keys at a time. Keys are converted
         once for all `together` heads: LLVM keeps what is written here again and again.
         """
+        prefetch_scales(cells, following, which, head)
+        prefetch_scales(cells, page, 1, head)
         for t0 in range(PAGE // part):
             for i in T.unroll(part):
-                prefetch(pages, following, which, head, t0 * part + i)
+                prefetch(cells, following, which, head, t0 * part + i)
             for h in range(group // together):
                 for g in T.unroll(together):
                     sums = T.alloc_buffer((part, lanes), "float32")
                     for i in T.unroll(part):
                         slot = T.meta_var(t0 * part + i)
-                        sums[i, every] = read(pages, page, 0, head, slot, 0) * query(
+                        sums[i, every] = read(cells, page, 0, head, slot, 0) * query(
                             work, h * together + g, 0
                         )
                         for c in T.unroll(chunks - 1):
                             sums[i, every] = sums[i, every] + (
-                                read(pages, page, 0, head, slot, c + 1)
+                                read(cells, page, 0, head, slot, c + 1)
                                 * query(work, h * together + g, c + 1)
                             )
                     sum_first(sums)
                     work[h * together + g, T.ramp(SPAN + t0 * lanes, 1, lanes)] = sums[0, every]
 
     @T.inline
-    def weigh_values(count, page, span, head, h0, c0, work, pages, mixed):
+    def weigh_values(count, page, span, head, h0, c0, work, cells, mixed):
         """The weighted sums of `columns` vectors of each value, for `heads` query heads."""
         acc = T.alloc_buffer((heads * columns, lanes), "float32")
         for g in T.unroll(heads):
@@ -221,19 +241,19 @@ def decode_unit(target: Target, group: int, slots: Slots) -> Any:
             number: T.let[T.int32] = page(i)
             following: T.let[T.int32] = page(T.min(i + 1, T.truncdiv(count - 1, PAGE)))
             for slot in range(T.min(PAGE, count - i * PAGE)):
-                prefetch(pages, following, 1, head, slot)
+                prefetch(cells, following, 1, head, slot)
                 for g in T.unroll(heads):
                     for c in T.unroll(columns):
                         acc[g * columns + c, every] = acc[g * columns + c, every] + (
                             T.broadcast(work[h0 + g, i * PAGE + slot], lanes)
-                            * read(pages, number, 1, head, slot, c0 + c)
+                            * read(cells, number, 1, head, slot, c0 + c)
                         )
         for g in T.unroll(heads):
             for c in T.unroll(columns):
                 mixed[span, head, h0 + g, chunk(c0 + c)] = acc[g * columns + c, every]
 
     @T.inline
-    def unit(count, page, span, head, work, pages, mixed, top, total):
+    def unit(count, page, span, head, work, cells, mixed, top, total):
         for g in range(group):
             for j in T.vectorized(lanes):
                 work[g, _TOPS + j] = T.float32(NOTHING)
@@ -243,13 +263,14 @@ def decode_unit(target: Target, group: int, slots: Slots) -> Any:
             # After the last page of keys come the values of the first.
             following: T.let[T.int32] = page(T.Select(i < last, i + 1, 0))
             which: T.let[T.int32] = T.Select(i < last, 0, 1)
-            score_page(number, following, which, head, work, pages)
+            score_page(number, following, which, head, work, cells)
             for g in range(group):
                 for v in T.unroll(PAGE // lanes):
                     sums = T.alloc_buffer((parts, lanes), "float32")
                     for n in T.unroll(parts):
                         sums[n, every] = work[g, T.ramp(SPAN + (v * parts + n) * lanes, 1, lanes)]
                     sum_rest(sums)
+                    apply_scales(sums, 0, 0, cells, number, 0, head, v)
                     first = T.meta_var(i * PAGE + v * lanes)
                     for j in T.vectorized(lanes):
                         work[g, first + j] = T.Select(
@@ -269,9 +290,14 @@ def decode_unit(target: Target, group: int, slots: Slots) -> Any:
                     weights[0, j] = weights[0, j] + work[g, t * lanes + j]
             added(weights, 0)
             total[span, head, g] = weights[0, 0]
+            if rounded:
+                for i in range(last + 1):
+                    used: T.let[T.int32] = page(i)
+                    for v in T.unroll(PAGE // lanes):
+                        apply_scales(work, g, i * PAGE + v * lanes, cells, used, 1, head, v)
         for h in range(group // heads):
             for c in range(chunks // columns):
-                weigh_values(count, page, span, head, h * heads, c * columns, work, pages, mixed)
+                weigh_values(count, page, span, head, h * heads, c * columns, work, cells, mixed)
 
     return unit
 

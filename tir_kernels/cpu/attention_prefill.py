@@ -21,8 +21,7 @@ from tir_kernels.cpu.attention_products import TILE, Source, fp32_products
 from tir_kernels.cpu.attention_tiles import has_tiles, tiled_products
 from tir_kernels.cpu.fast_math import exp2
 from tir_kernels.cpu.lanes import transpose
-from tir_kernels.cpu.pages import PAGE
-from tir_kernels.cpu.slots import Slots
+from tir_kernels.cpu.slots import PAGE, Slots
 from tir_kernels.memo import memoized
 
 ROWS = 256  # rows of a block: queries times the heads that share a key head
@@ -181,6 +180,9 @@ def attention_prefill_paged(
         T.match_buffer(q_position_handle, (q_rows,), "int32", elem_offset=q_position_at)
         seen_out = T.match_buffer(out_handle, (q_rows, seen, size), dtype)
         seen_lse = T.match_buffer(lse_handle, (q_rows, seen), "float32")
+        cells = T.decl_buffer(
+            (num_pages, 2, kv_heads, PAGE * size), dtype, data=pages.data, elem_offset=pages_at
+        )
         q = T.decl_buffer((q_rows, q_heads, d), dtype, data=seen_q.data)
         out = T.decl_buffer((q_rows, q_heads, d), dtype, data=seen_out.data)
         lse = T.decl_buffer((q_rows, q_heads), "float32", data=seen_lse.data)
@@ -200,8 +202,8 @@ def attention_prefill_paged(
             length = T.alloc_buffer((1,), "int32")
             length[0] = T.Select(count > 0, (count - 1) * PAGE + last_page_length[b], 0)
             kv_length: T.let[T.int32] = length[0]
-            key = T.meta_var(_in_pages(slots, pages, page_values, begin, 0, head))
-            value = T.meta_var(_in_pages(slots, pages, page_values, begin, 1, head))
+            key = T.meta_var(_in_pages(slots, cells, page_values, begin, 0, head))
+            value = T.meta_var(_in_pages(slots, cells, page_values, begin, 1, head))
             attend(
                 q_indptr[b], q_indptr[b + 1] - q_indptr[b], first, head, kv_length,
                 causal, sm_scale, q, key, value, out, lse,
@@ -216,20 +218,26 @@ def _in_rows(slots: Slots, x: Any, first: Any, head: Any) -> Any:
     def tile(begin: Any) -> Source:
         return Source(
             place=lambda t: first + begin,
-            read=lambda place, t, j, lanes: slots.read(lambda at: x[place + t, head, at], j, lanes),
+            read=lambda place, t, j, lanes: slots.read(
+                lambda at: x[place + t, head, at], 0, slots.packed, j, lanes
+            ),
         )
 
     return tile
 
 
-def _in_pages(slots: Slots, pages: Any, page_values: Any, first: Any, which: int, head: Any) -> Any:
+def _in_pages(slots: Slots, cells: Any, page_values: Any, first: Any, which: int, head: Any) -> Any:
     """A tile's Source in the pages of a sequence; which: 0 for keys, 1 for values."""
 
     def tile(begin: Any) -> Source:
         return Source(
             place=lambda t: page_values[first + T.truncdiv(begin + t, PAGE)],
             read=lambda place, t, j, lanes: slots.read(
-                lambda at: pages[place, which, head, T.truncmod(t, PAGE), at], j, lanes
+                lambda at: cells[place, which, head, at],
+                T.truncmod(t, PAGE) * slots.packed,
+                slots.scale_in_page(T.truncmod(t, PAGE)),
+                j,
+                lanes,
             ),
         )
 

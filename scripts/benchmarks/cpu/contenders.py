@@ -20,7 +20,7 @@ PROJECTS = (OURS, LLAMACPP, PYTORCH, MLC_LLM)
 HEADS = ("float16", "int8", "int4")
 ACTIVATIONS = ("int16", "int8")
 KV_CACHE_DTYPES = ("auto", "int8")
-_CACHED_BYTES = {"auto": 2.0, "int8": 1 + 4 / 32}  # a scale for 32
+_CACHED_BYTES = {"auto": 2.0, "int8": 1 + 4 / 64}  # a scale for a head of 64
 GGUF_KINDS = ("Q4_0", "Q4_K_M")
 # How llama.cpp can be asked to keep its weights; none is the best for everything.
 _LLAMACPP_WEIGHTS = {
