@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
 from peers.runners import Ours, Peer, Runner
 
 _HERE = Path(__file__).resolve().parent
@@ -43,7 +44,7 @@ def version_of(runner: Runner) -> tuple[str, str]:
     assert isinstance(runner, Ours)
     files = [file for part in _OUR_CODE for file in sorted((_ROOT / part).rglob("*.py"))]
     recipes = sorted((_ROOT / "templates" / "recipes").glob("*.yaml"))
-    parts = [script, *map(_code, files), *(path.read_text() for path in recipes)]
+    parts = [script, *map(_code, files), *(yaml.safe_load(path.read_text()) for path in recipes)]
     return digest(parts), f"{runner.name} {_commit()}"
 
 
