@@ -89,7 +89,8 @@ def check_roundings(roundings: Roundings, layout: str | None, device: str | None
             Problem(
                 f"keys and values are kept in {roundings.kv_cache_dtype} on CPUs only",
                 "--kv-cache-dtype",
-                f"leave it out for {device}",
+                f"leave it out for {device}; a folder that has it takes `gen-config "
+                "--kv-cache-dtype auto`",
             )
         )
     raise_all(problems)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -14,7 +16,7 @@ from tir_kernels.cpu.lanes import fold, sum_parts, sum_whole, transpose
 from tir_kernels.cpu.merge_state import merge_state
 from tir_kernels.cpu.pages import append_to_pages, copy_page, move_slots, read_slots
 from tir_kernels.cpu.rotary import split_rotary
-from tir_kernels.cpu.slots import INT8
+from tir_kernels.cpu.slots import INT8, Slots
 
 TARGETS = targets_that_run_here()
 LENGTHS = [1, 15, 16, 17, 0, 1000, 256, 257]
@@ -150,6 +152,20 @@ def test_slots_of_what_is_no_number(rng: Random) -> None:
     )
     assert np.isfinite(stored.unpacked(k)).all()
     assert not np.isfinite(stored.unpacked(v)).any()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_what_the_cache_sees_is_there(dtype: str) -> None:
+    """The heads that it takes have room for the real ones, and are within the fused q, k, v."""
+    for d, q_heads, kv_heads in itertools.product(range(12, 260, 4), (1, 3, 14, 32), (1, 2, 8)):
+        slots = Slots(d, dtype, INT8)
+        seen = slots.heads(q_heads)
+        assert q_heads * d <= seen * slots.size
+        assert (seen + 2 * kv_heads) * slots.size <= (q_heads + 2 * kv_heads) * d
+        assert seen >= q_heads
+    for d in (8, 18):
+        with pytest.raises(NotImplementedError, match=str(d)):
+            Slots(d, dtype, INT8)
 
 
 def test_merging_over_int8_slots(rng: Random) -> None:

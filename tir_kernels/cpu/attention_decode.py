@@ -153,6 +153,11 @@ def _from(values: Any, first: Any) -> Any:
     return lambda i: values[first + i]
 
 
+def _in(cells: Any, page: Any, which: Any, head: Any) -> Any:
+    """The elements of a page of one head."""
+    return lambda at: cells[page, which, head, at]
+
+
 def decode_unit(target: Target, group: int, slots: Slots) -> Any:
     """TIR (count, page, span, head, work, cells, mixed, top, total) for a span of one key head.
 
@@ -192,14 +197,13 @@ def decode_unit(target: Target, group: int, slots: Slots) -> Any:
         return work[g, T.ramp(_QUERY + c * lanes, 1, lanes)]
 
     def read(cells, page, which, head, slot, c):
-        cell = lambda at: cells[page, which, head, at]  # noqa: E731
-        return slots.unscaled(cell, slot * packed, c * lanes, lanes)
+        return slots.unscaled(_in(cells, page, which, head), slot * packed, c * lanes, lanes)
 
     @T.inline
     def apply_scales(x, g, first, cells, page, which, head, v):
         """x[g, first ..] times the scales of the v-th `lanes` slots of a page."""
         if rounded:
-            cell = T.meta_var(lambda at: cells[page, which, head, at])
+            cell = T.meta_var(_in(cells, page, which, head))
             x[g, T.ramp(first, 1, lanes)] = x[g, T.ramp(first, 1, lanes)] * slots.scales(
                 cell, slots.scale_in_page(v * lanes), lanes
             )

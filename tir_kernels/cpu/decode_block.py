@@ -26,7 +26,7 @@ from tir_kernels._tvm import PrimFunc, T, Target
 from tir_kernels.cpu.activations import planes_of, quantize_group
 from tir_kernels.cpu.blocked_row import row_step, steps_of
 from tir_kernels.cpu.blocked_weight import four_bit_weight
-from tir_kernels.cpu.elementwise import root_mean_square_of, row_of, silu
+from tir_kernels.cpu.elementwise import add_and_norm_row, silu
 from tir_kernels.cpu.quantized_rows import row_words
 from tir_kernels.layouts import BLOCK_N, BLOCKED, LinearShape
 from tir_kernels.memo import memoized
@@ -186,7 +186,7 @@ def _launch(target: Target, block: DecodeBlock, eps: float, dtype: str, act_bits
     o, down = _projection(target, block.o, **linear), _projection(target, block.down, **linear)
     gate_up = _projection(target, block.gate_up, **linear, finish=_swiglu(dtype))
     qkv = None if block.qkv is None else _projection(target, block.qkv, **linear)
-    add_and_norm = _add_and_norm(target, h, eps, dtype)
+    add_and_norm = add_and_norm_row(target, h, eps, dtype)
 
     @T.inline
     def keep(share, shares, row, out):
@@ -213,7 +213,7 @@ def _launch(target: Target, block: DecodeBlock, eps: float, dtype: str, act_bits
                 for share in T.parallel(shares):
                     total = T.alloc_buffer((1, h), dtype)
                     normed = T.alloc_buffer((1, h), dtype)
-                    add_and_norm(o_out, residual, norms[0], total, normed)
+                    add_and_norm(0, o_out, residual, norms[0], total, normed)
                     keep(share, shares, total, kept)
                     gate_up(share, shares, normed, weights[1], _no_offset, activated)
             with T.attr(T.int32(0), "pragma_parallel_barrier_when_finish", 1):
@@ -222,7 +222,7 @@ def _launch(target: Target, block: DecodeBlock, eps: float, dtype: str, act_bits
             for share in T.parallel(shares):
                 total = T.alloc_buffer((1, h), dtype)
                 normed = T.alloc_buffer((1, h), dtype)
-                add_and_norm(down_out, kept, norms[1], total, normed)
+                add_and_norm(0, down_out, kept, norms[1], total, normed)
                 if qkv is None:
                     keep(share, shares, normed, out)
                 else:
@@ -230,32 +230,6 @@ def _launch(target: Target, block: DecodeBlock, eps: float, dtype: str, act_bits
                     qkv(share, shares, normed, weights[3], offset, out)
 
     return launch
-
-
-def _add_and_norm(target: Target, size: int, eps: float, dtype: str) -> Any:
-    """TIR (added, residual, weight, total, normed): as `elementwise.add_rms_norm` for one row."""
-    lanes, root_mean_square = root_mean_square_of(target, size, eps)
-
-    @T.inline
-    def add_and_norm(added, residual, weight, total, normed):
-        inverse = T.alloc_buffer((1,), "float32")
-        for i in range(size // lanes):
-            for j in T.vectorized(lanes):
-                total[0, i * lanes + j] = T.Cast(
-                    dtype,
-                    T.Cast("float32", added[0, i * lanes + j])
-                    + T.Cast("float32", residual[0, i * lanes + j]),
-                )
-        read = T.meta_var(row_of(total, 0, 0))
-        root_mean_square(read, inverse)
-        for i in range(size // lanes):
-            for j in T.vectorized(lanes):
-                normed[0, i * lanes + j] = T.Cast(
-                    dtype,
-                    read(i * lanes + j) * inverse[0] * T.Cast("float32", weight[i * lanes + j]),
-                )
-
-    return add_and_norm
 
 
 def _projection(

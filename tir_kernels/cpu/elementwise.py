@@ -11,12 +11,12 @@ MANY = 8  # rows from which on waking other threads pays
 @memoized
 def rms_norm(target: Target, size: int, eps: float, dtype: str) -> PrimFunc:
     """(x [m, size], weight [size], out [m, size]): root mean square norm (arXiv 1910.07467)."""
-    lanes, root_mean_square = root_mean_square_of(target, size, eps)
+    lanes, root_mean_square = _root_mean_square(target, size, eps)
 
     @T.inline
     def norm_row(r, x, weight, out):
         inverse = T.alloc_buffer((1,), "float32")
-        read = T.meta_var(row_of(x, r, 0))
+        read = T.meta_var(_row_of(x, r, 0))
         root_mean_square(read, inverse)
         for i in range(size // lanes):
             for j in T.vectorized(lanes):
@@ -47,26 +47,7 @@ def add_rms_norm(target: Target, size: int, eps: float, dtype: str) -> PrimFunc:
 
     total = x + residual, rounded to dtype as the residual stream is; out = norm of it.
     """
-    lanes, root_mean_square = root_mean_square_of(target, size, eps)
-
-    @T.inline
-    def norm_row(r, x, residual, weight, total, out):
-        inverse = T.alloc_buffer((1,), "float32")
-        for i in range(size // lanes):
-            for j in T.vectorized(lanes):
-                total[r, i * lanes + j] = T.Cast(
-                    dtype,
-                    T.Cast("float32", x[r, i * lanes + j])
-                    + T.Cast("float32", residual[r, i * lanes + j]),
-                )
-        read = T.meta_var(row_of(total, r, 0))
-        root_mean_square(read, inverse)
-        for i in range(size // lanes):
-            for j in T.vectorized(lanes):
-                out[r, i * lanes + j] = T.Cast(
-                    dtype,
-                    read(i * lanes + j) * inverse[0] * T.Cast("float32", weight[i * lanes + j]),
-                )
+    norm_row = add_and_norm_row(target, size, eps, dtype)
 
     @T.prim_func(private=True, s_tir=True)
     def norm(
@@ -100,12 +81,12 @@ def qk_norm(
 
     The heads of v are copied. Qwen 3 does this before the rotation.
     """
-    lanes, root_mean_square = root_mean_square_of(target, head_dim, eps)
+    lanes, root_mean_square = _root_mean_square(target, head_dim, eps)
     width = (q_heads + 2 * kv_heads) * head_dim
 
     @T.inline
     def normalize_head(qkv, r, first, weight, inverse, out):
-        read = T.meta_var(row_of(qkv, r, first))
+        read = T.meta_var(_row_of(qkv, r, first))
         root_mean_square(read, inverse)
         for i in range(head_dim // lanes):
             for j in T.vectorized(lanes):
@@ -178,12 +159,38 @@ def silu_multiply(target: Target, size: int, dtype: str) -> PrimFunc:
     return activate
 
 
+def add_and_norm_row(target: Target, size: int, eps: float, dtype: str):
+    """TIR (r, x, residual, weight, total, out): row r of `add_rms_norm`."""
+    lanes, root_mean_square = _root_mean_square(target, size, eps)
+
+    @T.inline
+    def norm_row(r, x, residual, weight, total, out):
+        inverse = T.alloc_buffer((1,), "float32")
+        for i in range(size // lanes):
+            for j in T.vectorized(lanes):
+                total[r, i * lanes + j] = T.Cast(
+                    dtype,
+                    T.Cast("float32", x[r, i * lanes + j])
+                    + T.Cast("float32", residual[r, i * lanes + j]),
+                )
+        read = T.meta_var(_row_of(total, r, 0))
+        root_mean_square(read, inverse)
+        for i in range(size // lanes):
+            for j in T.vectorized(lanes):
+                out[r, i * lanes + j] = T.Cast(
+                    dtype,
+                    read(i * lanes + j) * inverse[0] * T.Cast("float32", weight[i * lanes + j]),
+                )
+
+    return norm_row
+
+
 def silu(x):
     """x times its logistic function, in fp32."""
     return x / (T.float32(1) + exp(T.float32(0) - x))
 
 
-def row_of(x, r, first):
+def _row_of(x, r, first):
     """Element j of a row, from column `first` on, in fp32."""
     return lambda j: T.Cast("float32", x[r, first + j])
 
@@ -194,7 +201,7 @@ def _lanes(target: Target, size: int) -> int:
     return lanes if size % lanes == 0 else 1
 
 
-def root_mean_square_of(target: Target, size: int, eps: float):
+def _root_mean_square(target: Target, size: int, eps: float):
     """The vector width for `size` values, and TIR that puts 1 / rms of read(0..size) in a cell."""
     lanes = _lanes(target, size)
 

@@ -23,17 +23,26 @@ from tir_kernels.cpu.quantized_rows import row_words
 PAGE = 16  # tokens in a page of the cache
 INT8 = "int8"
 _WORD = 4  # bytes of a scale, and of as many integers
+_LEAST = 12  # of head_dim; of fewer, what the cache takes for heads is more than there is
 
 
 @dataclass(frozen=True)
 class Slots:
-    """dtype: of what attention computes with. stored: None, as they are, or INT8, for which
-    head_dim has to be a multiple of 4. Sizes and places are in elements of `dtype`.
+    """dtype: of what attention computes with. stored: None, as they are, or INT8. Sizes and places
+    are in elements of `dtype`. Raises NotImplementedError for heads that have no room for the
+    scale, or do not fill words.
     """
 
     head_dim: int
     dtype: str
     stored: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.stored is not None and (self.head_dim % _WORD or self.head_dim < _LEAST):
+            raise NotImplementedError(
+                f"keys and values in {self.stored} are for heads of {_LEAST} elements or more, in "
+                f"fours, and these have {self.head_dim}"
+            )
 
     @property
     def packed(self) -> int:
