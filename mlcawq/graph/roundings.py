@@ -46,7 +46,7 @@ class Roundings:
         found = {name: raw.get(name, value) for name, value in vars(EXACT).items()}
         for name, known in _KNOWN.items():
             if not isinstance(found[name], str) or found[name] not in known:
-                what = f"{name} {found[name]!r} are not known"
+                what = f"{name} = {found[name]!r} is not known"
                 problems.append(Problem(what, where, f"it can be {' or '.join(known)}"))
                 found[name] = getattr(EXACT, name)
         return cls(**found)
@@ -69,7 +69,7 @@ def check_roundings(roundings: Roundings, layout: str | None, device: str | None
         if (value := getattr(roundings, name)) not in known:
             problems.append(
                 Problem(
-                    f"{name} {value!r} are not known",
+                    f"{name} = {value!r} is not known",
                     f"--{name.replace('_', '-')}",
                     f"use {' or '.join(known)}",
                 )

@@ -61,9 +61,9 @@ def test_a_build_and_its_parts(checkpoint: Path, tmp_path: Path) -> None:
         content = json.loads((again / "mlc-chat-config.json").read_text())
         content["activations"] = damaged
         (again / "mlc-chat-config.json").write_text(json.dumps(content))
-        with pytest.raises(UserError, match=r"activations .* are not known"):
+        with pytest.raises(UserError, match=r"activations = .* is not known"):
             read_chat_config(again)
-        with pytest.raises(UserError, match=r"activations .* are not known"):
+        with pytest.raises(UserError, match=r"activations = .* is not known"):
             generate_config(checkpoint, again, BuildRequest())
     # Without the rounding the logits are others, and not by much.
     config = json.loads((unrounded / "mlc-chat-config.json").read_text())
