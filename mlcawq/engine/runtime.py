@@ -276,7 +276,7 @@ class ModelRuntime:
         cache = self.metadata.get("kv_cache")
         if not cache:
             return wanted
-        # Libraries of mlc_llm keep keys and values in the type of their activations.
+        # Most libraries keep keys and values in the type of their activations.
         slot = int(cache["head_dim"]) * _DTYPE_BYTES[_activation_dtype(self.metadata)]
         slot = int(cache.get("slot_bytes", slot))
         per_layer = 2 * int(cache["num_key_value_heads"]) * slot

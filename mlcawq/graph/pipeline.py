@@ -16,6 +16,7 @@ from mlcawq.graph.kv_cache import add_kv_cache_creation, slots_of
 from mlcawq.graph.logit_functions import add_embedding_allocation, add_logit_functions
 from mlcawq.graph.sampler_functions import add_draft_functions, add_sampler_functions
 from mlcawq.graph.settings import CompileSettings, Quantization
+from tir_kernels.cpu.slots import Slots
 from tir_kernels.foreign import with_root_block
 
 # TIR passes that take half of the compile time and find nothing to do: kernels come scheduled, with
@@ -75,7 +76,7 @@ def library_metadata(
             "num_attention_heads": config.num_attention_heads,
             "num_key_value_heads": config.num_key_value_heads,
             "head_dim": config.head_dim,
-            "slot_bytes": slots_of(config, quantization).nbytes,
+            **_slot_bytes(slots_of(config, quantization)),
         },
         "params": [
             {
@@ -88,6 +89,11 @@ def library_metadata(
             for name, parameter in parameters
         ],
     }
+
+
+def _slot_bytes(slots: Slots) -> dict[str, int]:
+    """What a key or value takes, where the head's width and type do not tell."""
+    return {} if slots.stored is None else {"slot_bytes": slots.nbytes}
 
 
 def compile_module(
