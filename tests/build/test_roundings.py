@@ -13,6 +13,7 @@ from mlcawq.build.chat_config import read_chat_config
 from mlcawq.build.compare_logits import LIMITS
 from mlcawq.build.pipeline import BuildRequest, build, compile_folder, generate_config
 from mlcawq.engine.artifact import read_folder
+from mlcawq.engine.devices import Device
 from mlcawq.engine.runtime import ModelRuntime
 from mlcawq.errors import UserError
 from mlcawq.graph.roundings import EXACT, check_roundings
@@ -95,7 +96,9 @@ def test_where_there_is_no_such_thing(checkpoint: Path, tmp_path: Path) -> None:
             dispatch.w4a16_linear(Target(target), 128, 64, 32, layout=layout, act_bits=8)
 
 
-def test_a_cache_in_8_bits(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_cache_in_8_bits(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out = tmp_path / "out"
     request = BuildRequest(target="cpu:native", kv_cache_dtype="int8", context_window_size=256)
     result = build(checkpoint, out, request)
@@ -112,6 +115,15 @@ def test_a_cache_in_8_bits(checkpoint: Path, tmp_path: Path) -> None:
     head_dim = read_folder(out).config["model_config"]["head_dim"]
     recorded = [runtime_of(f).metadata["kv_cache"].get("slot_bytes") for f in (out, exact)]
     assert recorded == [head_dim + 4, None]
+    # As many more tokens have room in the same memory.
+    cache = runtime_of(exact).metadata["kv_cache"]
+    token = 4 * cache["num_hidden_layers"] * cache["num_key_value_heads"] * head_dim
+    monkeypatch.setattr(Device, "free_memory", lambda *_: 700 * token)
+    room = [
+        ModelRuntime(read_folder(folder), "cpu", weights="resident").capacity
+        for folder in (out, exact)
+    ]
+    assert room[0] / room[1] == pytest.approx(2 * head_dim / (head_dim + 4), rel=0.1)
 
 
 def test_pages_in_8_bits_are_shared_and_cut(checkpoint: Path, tmp_path: Path) -> None:
