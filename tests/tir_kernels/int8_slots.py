@@ -25,6 +25,13 @@ class Stored:
         return {} if self.stored is None else {"stored": self.stored}
 
     @property
+    def lse_error(self) -> float:
+        """That attention may have. Two bfloat16 hold a float16, but not all of a byte's product
+        with its scale.
+        """
+        return 1e-4 if self.stored is None else 3e-4
+
+    @property
     def size(self) -> int:
         if self.stored is None:
             return self.d
