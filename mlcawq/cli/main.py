@@ -5,8 +5,12 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
@@ -88,7 +92,8 @@ def main() -> None:
     arguments = [word for word in sys.argv[1:] if word != _DEBUG]
     debug = len(arguments) < len(sys.argv) - 1 or bool(os.environ.get("MLCAWQ_DEBUG"))
     try:
-        _app(arguments)(args=arguments, prog_name="mlcawq")
+        with _noticing_interrupts():
+            _app(arguments)(args=arguments, prog_name="mlcawq")
     except UserError as error:
         _fail(str(error), debug)
     except KeyboardInterrupt:
@@ -107,6 +112,33 @@ def main() -> None:
             "with --debug and report the traceback",
             debug,
         )
+
+
+@contextmanager
+def _noticing_interrupts() -> Iterator[None]:
+    """Ctrl-C leaves as KeyboardInterrupt, also where TVM was calling Python when it came: TVM hands
+    on an error of its own, without a message.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    alone = threading.current_thread() is threading.main_thread()
+    if before is not signal.default_int_handler or not alone:
+        yield
+        return
+    received: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        signal.default_int_handler(number, frame)
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except Exception as error:
+        if received and isinstance(error, RuntimeError):
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _fail(message: str, debug: bool) -> NoReturn:

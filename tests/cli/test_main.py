@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from mlcawq.cli.main import COMMANDS
+from mlcawq.cli.main import COMMANDS, _noticing_interrupts
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -86,3 +89,21 @@ def test_debug_shows_the_traceback(place: str) -> None:
     result = run(*words)
     assert result.returncode == 1
     assert "Traceback" in result.stderr
+
+
+def test_an_interrupt_that_tvm_hands_on_is_one() -> None:
+    """Python that TVM calls raises KeyboardInterrupt, and a RuntimeError without words arrives."""
+    # Who starts the tests in the background has them ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), _noticing_interrupts():
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(5)
+            except KeyboardInterrupt:
+                raise RuntimeError from None
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        with pytest.raises(RuntimeError, match="a fault"), _noticing_interrupts():
+            raise RuntimeError("a fault")
+    finally:
+        signal.signal(signal.SIGINT, before)
