@@ -29,6 +29,7 @@ _POOLED_ALLOCATOR = 2
 # Of the free memory, for the KV cache at most; a GPU's own memory is nobody else's.
 _MEMORY_SHARE = 0.6
 _CUDA_MEMORY_SHARE = 0.85
+_MOST_SHAPES = 1024  # that are kept
 _CUDA_CACHE_BYTES = 2**27  # that TVM's cache takes beside its pages, for what it tells attention
 _KV_FUNCTIONS = {
     "kv_state_": (
@@ -94,7 +95,10 @@ class ModelRuntime:
             for name in names
         }
         self._reshape = tvm.get_global_func("vm.builtin.reshape")
+        self._item = tvm.get_global_func("ffi.ArrayGetItem")  # a third of what [] takes
         self._ids: dict[int, Any] = {}
+        self._shapes: dict[tuple[int, ...], Any] = {}
+        self._width: int | None = None  # of an embedding
         names = [param["name"] for param in self.metadata["params"]]
         self._weight_bytes = sum(t.nbytes for shard in built.shards for t in shard.tensors)
         with self._out_of_memory("the weights are loaded", "choose another --device"):
@@ -170,7 +174,8 @@ class ModelRuntime:
             return self.prefill([(sequence, tokens)])
         embedded = self._embed(tokens, batch_first=True)
         logits = self._forward([sequence], [len(tokens)], "batch_verify", embedded)
-        return logits.reshape(len(tokens), -1)
+        # TVM keeps what it has allocated, and this may be much, and be kept for long.
+        return logits.reshape(len(tokens), -1).copy()
 
     @property
     def score_chunk(self) -> int:
@@ -183,12 +188,10 @@ class ModelRuntime:
         self, sequences: Sequence[int], lengths: Sequence[int], name: str, *inputs: Any
     ) -> np.ndarray:
         function = self._verify if name == "batch_verify" else self._functions[name]
-        self._kv["begin_forward"](
-            self._cache, tvm_ffi.Shape(list(sequences)), tvm_ffi.Shape(list(lengths))
-        )
+        self._kv["begin_forward"](self._cache, self._shape(sequences), self._shape(lengths))
         result = function(*inputs, self._cache, self._params)
         self._kv["end_forward"](self._cache)
-        return np.asarray(result[0].numpy(), np.float32)
+        return np.asarray(self._on_host(self._item(result, 0)), np.float32)
 
     def _embed(self, tokens: Sequence[int], *, batch_first: bool) -> Any:
         """Embeddings as [1, n, hidden] for prefill or [n, 1, hidden] for decode: what every pass
@@ -198,9 +201,11 @@ class ModelRuntime:
             use_threads(self.threads)  # here: each pass may be called from another thread
             self._take_over_moved()
         hidden = self._functions["embed"](self._token_ids(tokens), self._params)
-        n, width = (int(s) for s in hidden.shape)
-        shape = [1, n, width] if batch_first else [n, 1, width]
-        return self._reshape(hidden, tvm_ffi.Shape(shape))
+        if self._width is None:
+            self._width = int(hidden.shape[-1])
+        n = len(tokens)
+        shape = (1, n, self._width) if batch_first else (n, 1, self._width)
+        return self._reshape(hidden, self._shape(shape))
 
     def _take_over_moved(self) -> None:
         """From here on use the weights that were moved behind the passes before, if they are
@@ -215,15 +220,35 @@ class ModelRuntime:
         """On the device. As many as are decoded at once go where the last ones of that number were:
         allocating makes a GPU wait.
         """
-        ids = np.array(tokens, np.int32)
-        if len(ids) > self.max_batch:
-            return self._tensor(ids)
-        if len(ids) not in self._ids:
-            self._ids[len(ids)] = self._tensor(ids)
-        return self._ids[len(ids)].copyfrom(ids)
+        n = len(tokens)
+        if n > self.max_batch:
+            return self._tensor(np.array(tokens, np.int32))
+        if n not in self._ids:
+            self._ids[n] = self._tensor(np.array(tokens, np.int32))
+        elif self.device.kind == "cpu":
+            np.from_dlpack(self._ids[n])[:] = tokens
+        else:
+            self._ids[n].copyfrom(np.array(tokens, np.int32))
+        return self._ids[n]
 
     def _tensor(self, array: np.ndarray) -> Any:
         return tvm.runtime.tensor(array, device=self.device.tvm)
+
+    def _on_host(self, tensor: Any) -> np.ndarray:
+        """A tensor that nobody else has: on a CPU its own memory, which the array keeps alive.
+
+        Logits are half a megabyte, and copying them took 2 % of a small model's token.
+        """
+        return np.from_dlpack(tensor) if self.device.kind == "cpu" else tensor.numpy()
+
+    def _shape(self, sizes: Sequence[int]) -> Any:
+        """TVM's object for them; those that every token needs are made once."""
+        key = tuple(sizes)
+        if key not in self._shapes:
+            if len(self._shapes) >= _MOST_SHAPES:
+                self._shapes.clear()
+            self._shapes[key] = tvm_ffi.Shape(key)
+        return self._shapes[key]
 
     # ------------------------------------------------------------------------------- loading
 
