@@ -1,10 +1,15 @@
 """Attention of one query for each sequence over the pages of a KV cache: bound by reading them.
 
 A sequence's keys are cut into spans (Flash-Decoding, https://pytorch.org/blog/flash-decoding), and
-a span under one key head is one unit of work for all query heads that share that head: its keys
-are read once, then its values, each converted to fp32 in registers. So there are units enough for
-every thread where key heads are few, and a span's scores stay in the first-level cache. What the
-spans found is merged at the end.
+a span under one key head is one unit of work for all query heads that share that head. Each thread
+gets as many units as any other, one after the other in memory, and what the spans found is merged
+at the end.
+
+Pages are read in the order in which they lie, all heads of a few pages' keys and then of their
+values, with a softmax that is corrected when a larger score turns up (arXiv 1805.02867). Keys and
+values are far fewer bytes than weights, but they are strewn: a pass over all keys of a span and
+one over all its values touch the same memory twice, half of it at a time, and took a third more
+time than this. Numbers are converted to fp32 in registers.
 """
 
 from __future__ import annotations
@@ -21,12 +26,19 @@ from tir_kernels.cpu.tiling import Tiling, tiling_of
 from tir_kernels.memo import memoized
 
 SPAN = 16 * PAGE  # keys of one unit of work
+_STRIP = 2  # pages whose keys are read, and then their values
+_AHEAD = 2  # heads of a page that are on their way from memory: 4 KB where they have 64 elements
+_CACHE = 2  # the level they are brought to: the first has room for few requests
 NOTHING = -5e4  # the maximum of no scores, as in TVM's own kernels
 _HIDDEN = -1e30  # the score of a place in the last page that holds no key
-_SERIAL = 64  # units of work whose results one thread merges sooner than others wake up
 _TOGETHER = 8  # heads for which converted keys are kept
-_TOPS = SPAN + PAGE // PART * 16  # where a head's maxima lie, behind its scores and sums
-_QUERY = _TOPS + 16  # where its query lies
+# Where in a query head's row of scratch memory its things are: the scores of a strip, the sums over
+# parts of a page's products, the largest score and the sum of weights so far, the query, and behind
+# it the weighted values.
+_SUMS = _STRIP * PAGE
+_TOP = _SUMS + PAGE // PART * 16
+_TOTAL = _TOP + 16
+_QUERY = _TOTAL + 16
 _LEAST = 1e-30  # a sum of weights that can be divided by
 _LINE = 64  # bytes of a cache line
 _LOG2_E = math.log2(math.e)
@@ -116,35 +128,44 @@ def attention_decode_paged(
         mixed = T.alloc_buffer((most, kv_heads, group, d), "float32")
         top = T.alloc_buffer((most, kv_heads, group), "float32")
         total = T.alloc_buffer((most, kv_heads, group), "float32")
-        for unit in T.parallel(count * kv_heads):
-            # In one buffer with what outlives it, because TVM would put sums that belong into
-            # registers in the place of one that is no longer used. Of each head: scores, sums over
-            # parts of a page's products, maxima of the scores, the query.
-            work = T.alloc_buffer((group, _QUERY + d), "float32")
-            b = T.alloc_buffer((1,), "int32")
-            span: T.let[T.int32] = T.truncdiv(unit, kv_heads)
-            head: T.let[T.int32] = T.truncmod(unit, kv_heads)
-            b[0] = 0
-            for other in range(batch):
-                b[0] = b[0] + T.Select(spans[other + 1] <= span, 1, 0)
-            first: T.let[T.int32] = page_indptr[b[0]] + (span - spans[b[0]]) * (SPAN // PAGE)
-            keys: T.let[T.int32] = T.min(
-                (page_indptr[b[0] + 1] - 1 - first) * PAGE + last_page_length[b[0]], SPAN
-            )
-            for g in range(group):
-                for j in T.vectorized(d):
-                    work[g, _QUERY + j] = T.Cast("float32", q[b[0], head * group + g, j]) * (
-                        sm_scale * T.float32(_LOG2_E)
-                    )
-            page = T.meta_var(_from(page_values, first))
-            attend(keys, page, span, head, work, cells, mixed, top, total)
-        if count * kv_heads <= _SERIAL:
-            for b, h in T.grid(batch, q_heads):
-                merge(b, h, spans, mixed, top, total, out, lse)
-        else:
-            for row in T.parallel(batch * q_heads):
-                b1: T.let[T.int32] = T.truncdiv(row, q_heads)
-                merge(b1, T.truncmod(row, q_heads), spans, mixed, top, total, out, lse)
+        units: T.let[T.int32] = count * kv_heads
+        rows: T.let[T.int32] = batch * q_heads
+        shares: T.let[T.int32] = T.call_packed("runtime.NumThreads")
+        with T.attr(T.int32(0), "pragma_parallel_launch_point", 1):
+            with T.attr(T.int32(0), "pragma_parallel_barrier_when_finish", 1):
+                for share in T.parallel(shares):
+                    # In one buffer, because TVM would put sums that belong into registers in the
+                    # place of one that is no longer used.
+                    work = T.alloc_buffer((q_heads, _QUERY + 2 * d), "float32")
+                    b = T.alloc_buffer((1,), "int32")
+                    begin: T.let[T.int32] = share * units // shares
+                    end: T.let[T.int32] = (share + 1) * units // shares
+                    for span in range(
+                        T.truncdiv(begin, kv_heads), T.truncdiv(end + (kv_heads - 1), kv_heads)
+                    ):
+                        b[0] = 0
+                        for other in range(batch):
+                            b[0] = b[0] + T.Select(spans[other + 1] <= span, 1, 0)
+                        first: T.let[T.int32] = page_indptr[b[0]] + (span - spans[b[0]]) * (
+                            SPAN // PAGE
+                        )
+                        left: T.let[T.int32] = page_indptr[b[0] + 1] - first
+                        keys: T.let[T.int32] = T.min(
+                            (left - 1) * PAGE + last_page_length[b[0]], SPAN
+                        )
+                        h0: T.let[T.int32] = T.max(begin - span * kv_heads, 0)
+                        h1: T.let[T.int32] = T.min(end - span * kv_heads, kv_heads)
+                        for h in range(h0 * group, h1 * group):
+                            for j in T.vectorized(d):
+                                work[h, _QUERY + j] = T.Cast("float32", q[b[0], h, j]) * (
+                                    sm_scale * T.float32(_LOG2_E)
+                                )
+                        page = T.meta_var(_from(page_values, first))
+                        attend(keys, left, page, span, h0, h1, work, cells, mixed, top, total)
+            for share in T.parallel(shares):
+                for row in range(share * rows // shares, (share + 1) * rows // shares):
+                    b1: T.let[T.int32] = T.truncdiv(row, q_heads)
+                    merge(b1, T.truncmod(row, q_heads), spans, mixed, top, total, out, lse)
 
     return attention
 
@@ -159,13 +180,15 @@ def _in(cells: Any, page: Any, which: Any, head: Any) -> Any:
 
 
 def decode_unit(target: Target, group: int, slots: Slots) -> Any:
-    """TIR (count, page, span, head, work, cells, mixed, top, total) for a span of one key head.
+    """TIR (count, left, page, span, h0, h1, work, cells, mixed, top, total) for a span under the
+    key heads from h0 to h1.
 
-    The span has `count` keys; page(i): the number of its i-th page; cells: the pages [p, 2,
-    kv_heads, PAGE * slot]; work [group, _QUERY + d]: the queries, multiplied by log2(e) and the
-    softmax's scale, behind scratch space. For each query head g, mixed[span, head, g, :] becomes
-    the values weighted by 2^(score - top[span, head, g]), and total[span, head, g] the sum of these
-    weights. Scales of slots are applied to scores and to weights, not to every number.
+    The span has `count` keys; page(i): the number of its i-th page, of which there are `left` until
+    the sequence ends; cells: the pages [p, 2, kv_heads, PAGE * slot]; work [q_heads, _QUERY + 2 d]:
+    the queries, multiplied by log2(e) and the softmax's scale, in scratch space. For each query
+    head g of a key head, mixed[span, head, g, :] becomes the values weighted by 2^(score -
+    top[span, head, g]), and total[span, head, g] the sum of these weights. Scales of slots are
+    applied to scores and to weights, not to every number.
     """
     d = slots.head_dim
     lanes = lanes_for(target, d)
@@ -179,22 +202,38 @@ def decode_unit(target: Target, group: int, slots: Slots) -> Any:
     heads, columns = _accumulators(tiling_of(target), group, chunks)
     line = _LINE * 8 // int(slots.dtype[-2:])
     packed, rounded = slots.packed, slots.stored is not None
+    slot_lines = -(-packed // line)
+    turns = (group // heads) * (chunks // columns)
+    # Cache lines that are asked for while `together` heads meet `part` keys, and while a turn's
+    # meet a value.
+    key_lines = -(-(part * packed) // (line * (group // together)))
+    value_lines = -(-slot_lines // turns)
 
     def chunk(c):
         return T.ramp(c * lanes, 1, lanes)
 
-    @T.inline
-    def prefetch(cells, page, which, head, slot):
-        for i in T.unroll(-(-packed // line)):
-            T.evaluate(asked_for(cells[page, which, head, slot * packed + i * line]))
+    def ahead_of(n, width):
+        """Of the piece _AHEAD pieces further on, a piece being one of `width` heads of a page: the
+        pages until there, one at most, and its number in its page.
+        """
+        beyond = n + _AHEAD - width
+        there = T.min(T.max(beyond, 0), width - 1)
+        return T.Select(beyond < 0, 0, 1), T.Select(beyond < 0, n + _AHEAD, there)
 
     @T.inline
-    def prefetch_scales(cells, page, which, head):
+    def prefetch(piece, first, n):
+        T.evaluate(asked_for(piece(first + n * line), _CACHE))
+
+    @T.inline
+    def prefetch_scales(piece):
         if rounded:
-            T.evaluate(asked_for(cells[page, which, head, slots.scale_in_page(0)]))
+            T.evaluate(asked_for(piece(slots.scale_in_page(0)), _CACHE))
 
-    def query(work, g, c):
-        return work[g, T.ramp(_QUERY + c * lanes, 1, lanes)]
+    def query(work, row, c):
+        return work[row, T.ramp(_QUERY + c * lanes, 1, lanes)]
+
+    def mixture(c):
+        return T.ramp(_QUERY + d + c * lanes, 1, lanes)
 
     def read(cells, page, which, head, slot, c):
         return slots.unscaled(_in(cells, page, which, head), slot * packed, c * lanes, lanes)
@@ -209,99 +248,149 @@ def decode_unit(target: Target, group: int, slots: Slots) -> Any:
             )
 
     @T.inline
-    def score_page(page, following, which, head, work, cells):
+    def multiply_keys(page, following, head, work, cells):
         """Sums over 128-bit parts of the products with `part` keys at a time. Keys are converted
         once for all `together` heads: LLVM keeps what is written here again and again.
+
+        What follows is asked for line by line between products, because many requests at once
+        would keep these waiting.
         """
-        prefetch_scales(cells, following, which, head)
-        prefetch_scales(cells, page, 1, head)
         for t0 in range(PAGE // part):
-            for i in T.unroll(part):
-                prefetch(cells, following, which, head, t0 * part + i)
             for h in range(group // together):
                 for g in T.unroll(together):
                     sums = T.alloc_buffer((part, lanes), "float32")
+                    row = T.meta_var(head * group + h * together + g)
                     for i in T.unroll(part):
+                        for n in T.unroll(key_lines):
+                            if n * (together * part) // key_lines == g * part + i:
+                                prefetch(following, t0 * part * packed, h * key_lines + n)
                         slot = T.meta_var(t0 * part + i)
-                        sums[i, every] = read(cells, page, 0, head, slot, 0) * query(
-                            work, h * together + g, 0
-                        )
+                        sums[i, every] = read(cells, page, 0, head, slot, 0) * query(work, row, 0)
                         for c in T.unroll(chunks - 1):
                             sums[i, every] = sums[i, every] + (
-                                read(cells, page, 0, head, slot, c + 1)
-                                * query(work, h * together + g, c + 1)
+                                read(cells, page, 0, head, slot, c + 1) * query(work, row, c + 1)
                             )
                     sum_first(sums)
-                    work[h * together + g, T.ramp(SPAN + t0 * lanes, 1, lanes)] = sums[0, every]
+                    work[h * together + g, T.ramp(_SUMS + t0 * lanes, 1, lanes)] = sums[0, every]
 
     @T.inline
-    def weigh_values(count, page, span, head, h0, c0, work, cells, mixed):
-        """The weighted sums of `columns` vectors of each value, for `heads` query heads."""
-        acc = T.alloc_buffer((heads * columns, lanes), "float32")
-        for g in T.unroll(heads):
-            for c in T.unroll(columns):
-                acc[g * columns + c, every] = T.broadcast(T.float32(0), lanes)
-        for i in range(T.truncdiv(count + (PAGE - 1), PAGE)):
-            number: T.let[T.int32] = page(i)
-            following: T.let[T.int32] = page(T.min(i + 1, T.truncdiv(count - 1, PAGE)))
-            for slot in range(T.min(PAGE, count - i * PAGE)):
-                prefetch(cells, following, 1, head, slot)
-                for g in T.unroll(heads):
-                    for c in T.unroll(columns):
-                        acc[g * columns + c, every] = acc[g * columns + c, every] + (
-                            T.broadcast(work[h0 + g, i * PAGE + slot], lanes)
-                            * read(cells, number, 1, head, slot, c0 + c)
-                        )
-        for g in T.unroll(heads):
-            for c in T.unroll(columns):
-                mixed[span, head, h0 + g, chunk(c0 + c)] = acc[g * columns + c, every]
-
-    @T.inline
-    def unit(count, page, span, head, work, cells, mixed, top, total):
+    def put_scores(page, head, first, seen, work, cells):
+        """The page's scores, from `first` on; it has `seen` keys."""
         for g in range(group):
-            for j in T.vectorized(lanes):
-                work[g, _TOPS + j] = T.float32(NOTHING)
-        last: T.let[T.int32] = T.truncdiv(count - 1, PAGE)
-        for i in range(last + 1):
-            number: T.let[T.int32] = page(i)
-            # After the last page of keys come the values of the first.
-            following: T.let[T.int32] = page(T.Select(i < last, i + 1, 0))
-            which: T.let[T.int32] = T.Select(i < last, 0, 1)
-            score_page(number, following, which, head, work, cells)
-            for g in range(group):
-                for v in T.unroll(PAGE // lanes):
-                    sums = T.alloc_buffer((parts, lanes), "float32")
-                    for n in T.unroll(parts):
-                        sums[n, every] = work[g, T.ramp(SPAN + (v * parts + n) * lanes, 1, lanes)]
-                    sum_rest(sums)
-                    apply_scales(sums, 0, 0, cells, number, 0, head, v)
-                    first = T.meta_var(i * PAGE + v * lanes)
-                    for j in T.vectorized(lanes):
-                        work[g, first + j] = T.Select(
-                            first + j < count, sums[0, j], T.float32(_HIDDEN)
-                        )
-                        work[g, _TOPS + j] = T.max(work[g, _TOPS + j], work[g, first + j])
-        for g in range(group):
-            tops = T.alloc_buffer((1, lanes), "float32")
-            weights = T.alloc_buffer((1, lanes), "float32")
-            tops[0, every] = work[g, T.ramp(_TOPS, 1, lanes)]
-            largest(tops, 0)
-            top[span, head, g] = tops[0, 0]
-            weights[0, every] = T.broadcast(T.float32(0), lanes)
-            for t in range((last + 1) * (PAGE // lanes)):
+            for v in T.unroll(PAGE // lanes):
+                sums = T.alloc_buffer((parts, lanes), "float32")
+                for n in T.unroll(parts):
+                    sums[n, every] = work[g, T.ramp(_SUMS + (v * parts + n) * lanes, 1, lanes)]
+                sum_rest(sums)
+                apply_scales(sums, 0, 0, cells, page, 0, head, v)
                 for j in T.vectorized(lanes):
-                    work[g, t * lanes + j] = exp2(work[g, t * lanes + j] - tops[0, j])
-                    weights[0, j] = weights[0, j] + work[g, t * lanes + j]
-            added(weights, 0)
-            total[span, head, g] = weights[0, 0]
+                    work[head * group + g, first + v * lanes + j] = T.Select(
+                        v * lanes + j < seen, sums[0, j], T.float32(_HIDDEN)
+                    )
+
+    @T.inline
+    def weigh(row, pages, work):
+        """Scores of a strip become weights, relative to the largest score so far."""
+        tops = T.alloc_buffer((1, lanes), "float32")
+        tops[0, every] = work[row, T.ramp(_TOP, 1, lanes)]
+        for t in range(pages * (PAGE // lanes)):
+            for j in T.vectorized(lanes):
+                tops[0, j] = T.max(tops[0, j], work[row, t * lanes + j])
+        largest(tops, 0)
+        if tops[0, 0] > work[row, _TOP]:
+            less = T.alloc_buffer((lanes,), "float32")
+            for j in T.vectorized(lanes):
+                less[j] = exp2(work[row, _TOP + j] - tops[0, j])
+            for j in T.vectorized(lanes):
+                work[row, _TOTAL + j] = work[row, _TOTAL + j] * less[j]
+            for c in T.unroll(chunks):
+                work[row, mixture(c)] = work[row, mixture(c)] * less[every]
+            work[row, T.ramp(_TOP, 1, lanes)] = tops[0, every]
+        for t in range(pages * (PAGE // lanes)):
+            for j in T.vectorized(lanes):
+                work[row, t * lanes + j] = exp2(work[row, t * lanes + j] - tops[0, j])
+                work[row, _TOTAL + j] = work[row, _TOTAL + j] + work[row, t * lanes + j]
+
+    @T.inline
+    def add_values(page, following, head, first, seen, turn, work, cells):
+        """The weighted values of a page, `columns` vectors of each, for `heads` query heads: one of
+        `turns` that make up the whole.
+        """
+        acc = T.alloc_buffer((heads * columns, lanes), "float32")
+        row: T.let[T.int32] = head * group + T.truncdiv(turn, chunks // columns) * heads
+        c0: T.let[T.int32] = T.truncmod(turn, chunks // columns) * columns
+        for g in T.unroll(heads):
+            for c in T.unroll(columns):
+                acc[g * columns + c, every] = work[row + g, mixture(c0 + c)]
+        for slot in range(seen):
+            for n in T.unroll(value_lines):
+                prefetch(following, slot * packed, T.min(turn * value_lines + n, slot_lines - 1))
+            for g in T.unroll(heads):
+                for c in T.unroll(columns):
+                    acc[g * columns + c, every] = acc[g * columns + c, every] + (
+                        T.broadcast(work[row + g, first + slot], lanes)
+                        * read(cells, page, 1, head, slot, c0 + c)
+                    )
+        for g in T.unroll(heads):
+            for c in T.unroll(columns):
+                work[row + g, mixture(c0 + c)] = acc[g * columns + c, every]
+
+    @T.inline
+    def strip(start, pages, count, left, page, h0, h1, work, cells):
+        for i, n in T.grid(pages, h1 - h0):
+            number: T.let[T.int32] = page(start + i)
+            head: T.let[T.int32] = h0 + n
+            up: T.let[T.int32] = ahead_of(n, h1 - h0)[0]
+            ahead: T.let[T.int32] = h0 + ahead_of(n, h1 - h0)[1]
+            # After the last page of keys come the values of the first.
+            which: T.let[T.int32] = T.Select(i + up < pages, 0, 1)
+            next_page: T.let[T.int32] = page(start + T.Select(i + up < pages, i + up, 0))
+            following = T.meta_var(_in(cells, next_page, which, ahead))
+            prefetch_scales(following)
+            prefetch_scales(_in(cells, number, 1, head))
+            multiply_keys(number, following, head, work, cells)
+            put_scores(number, head, i * PAGE, count - (start + i) * PAGE, work, cells)
+        for row in range(h0 * group, h1 * group):
+            weigh(row, pages, work)
             if rounded:
-                for i in range(last + 1):
-                    used: T.let[T.int32] = page(i)
+                for i in range(pages):
+                    used: T.let[T.int32] = page(start + i)
                     for v in T.unroll(PAGE // lanes):
-                        apply_scales(work, g, i * PAGE + v * lanes, cells, used, 1, head, v)
-        for h in range(group // heads):
-            for c in range(chunks // columns):
-                weigh_values(count, page, span, head, h * heads, c * columns, work, cells, mixed)
+                        head = T.meta_var(T.truncdiv(row, group))
+                        apply_scales(work, row, i * PAGE + v * lanes, cells, used, 1, head, v)
+        for i, n in T.grid(pages, h1 - h0):
+            number: T.let[T.int32] = page(start + i)
+            up: T.let[T.int32] = ahead_of(n, h1 - h0)[0]
+            ahead: T.let[T.int32] = h0 + ahead_of(n, h1 - h0)[1]
+            which: T.let[T.int32] = T.Select(i + up < pages, 1, 0)
+            next_page: T.let[T.int32] = page(T.min(start + i + up, left - 1))
+            following = T.meta_var(_in(cells, next_page, which, ahead))
+            seen = T.meta_var(T.min(PAGE, count - (start + i) * PAGE))
+            prefetch_scales(following)
+            for turn in range(turns):
+                add_values(number, following, h0 + n, i * PAGE, seen, turn, work, cells)
+
+    @T.inline
+    def unit(count, left, page, span, h0, h1, work, cells, mixed, top, total):
+        for row in range(h0 * group, h1 * group):
+            work[row, T.ramp(_TOP, 1, lanes)] = T.broadcast(T.float32(NOTHING), lanes)
+            work[row, T.ramp(_TOTAL, 1, lanes)] = T.broadcast(T.float32(0), lanes)
+            for c in T.unroll(chunks):
+                work[row, mixture(c)] = T.broadcast(T.float32(0), lanes)
+        pages: T.let[T.int32] = T.truncdiv(count + (PAGE - 1), PAGE)
+        for s in range(T.truncdiv(pages + (_STRIP - 1), _STRIP)):
+            start = T.meta_var(s * _STRIP)
+            strip(start, T.min(pages - start, _STRIP), count, left, page, h0, h1, work, cells)
+        for row in range(h0 * group, h1 * group):
+            weights = T.alloc_buffer((1, lanes), "float32")
+            head: T.let[T.int32] = T.truncdiv(row, group)
+            g: T.let[T.int32] = T.truncmod(row, group)
+            weights[0, every] = work[row, T.ramp(_TOTAL, 1, lanes)]
+            added(weights, 0)
+            top[span, head, g] = work[row, _TOP]
+            total[span, head, g] = weights[0, 0]
+            for c in T.unroll(chunks):
+                mixed[span, head, g, chunk(c)] = work[row, mixture(c)]
 
     return unit
 

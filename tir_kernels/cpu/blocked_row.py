@@ -14,7 +14,6 @@ from tir_kernels._tvm import T
 from tir_kernels.cpu.blocked_weight import BlockedWeight, group_product, prefetch, store_outputs
 from tir_kernels.layouts import BLOCK_N
 
-AHEAD = 24  # words of each output that are on their way from memory: 1536 bytes
 GROUPS_AHEAD = 64  # whose scales and zero points are
 STREAMS = 2
 STEPS = 4  # words of each output between two touches of an accumulator
@@ -74,7 +73,7 @@ def row_step(weight: BlockedWeight, out_dtype: str, planes: int, finish: Any = N
     def multiply_step(i, g, word, xq, weights, bytes_, sums):
         for s in T.unroll(STREAMS):
             for u in T.unroll(STEPS):
-                prefetch(weights[0], block_of(i, s), word + u + AHEAD)
+                prefetch(weights[0], block_of(i, s), word + u + weight.ahead)
                 for v in T.unroll(vectors):
                     for part in T.unroll(parts):
                         bytes_[s, u, part, T.ramp(v * L, 1, L)] = weight.part(

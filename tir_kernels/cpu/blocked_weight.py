@@ -34,6 +34,8 @@ class BlockedWeight:
     factors: TIR (weights, b, g, first, zero, scale, at): zero points and fp32 scales of the
     dot.lanes outputs from `first` on in block b and group g, to zero[at ...] and scale[at ...].
     prefetch_factors: TIR (weights, b, g): asks for them; weights: qweight and what else there is.
+    ahead: words of each output that are on their way from memory to a single row, as measured:
+    the more is done with a word, the further.
     """
 
     N: int
@@ -46,6 +48,7 @@ class BlockedWeight:
     shifts: tuple[int, ...]
     factors: Any
     prefetch_factors: Any
+    ahead: int
 
     @property
     def parts(self) -> int:
@@ -97,6 +100,7 @@ def four_bit_weight(target: Target, shape: LinearShape) -> BlockedWeight:
         (0, 0),
         factors,
         prefetch_factors,
+        48,
     )
 
 
@@ -133,6 +137,7 @@ def eight_bit_weight(target: Target, shape: Int8Shape) -> BlockedWeight:
         shifts,
         factors,
         prefetch_factors,
+        12,
     )
 
 
