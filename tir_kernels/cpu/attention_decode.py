@@ -6,10 +6,10 @@ gets as many units as any other, one after the other in memory, and what the spa
 at the end.
 
 Pages are read in the order in which they lie, all heads of a few pages' keys and then of their
-values, with a softmax that is corrected when a larger score turns up (arXiv 1805.02867). Keys and
-values are far fewer bytes than weights, but they are strewn: a pass over all keys of a span and
-one over all its values touch the same memory twice, half of it at a time, and took a third more
-time than this. Numbers are converted to fp32 in registers.
+values, with a softmax that is corrected when a larger score turns up (arXiv 1805.02867). A pass
+over all keys of a span and one over all its values would touch the same memory twice, half of it at
+a time, which processors do not foresee; with two key heads it took an eighth more time than this.
+Numbers are converted to fp32 in registers.
 """
 
 from __future__ import annotations
