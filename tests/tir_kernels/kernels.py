@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 
 from mlcawq.build.cpu_target import level_target
 from mlcawq.build.targets import resolve_target
@@ -42,6 +45,23 @@ class Kernel:
         for given, tensor in zip(arguments, tensors, strict=True):
             if isinstance(given, np.ndarray):
                 given[...] = tensor.numpy()
+
+
+def on_threads(count: int, work: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`work` in a thread of its own, whose pool is made for so many."""
+    monkeypatch.setenv("TVM_NUM_THREADS", str(count))
+    monkeypatch.setenv("TVM_BIND_THREADS", "0")
+    found: list[Any] = []
+
+    def run() -> None:
+        tvm.get_global_func("runtime.config_threadpool")(1, count)
+        found.extend((tvm.get_global_func("runtime.NumThreads")(), work()))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found[0] == count
+    return found[1]
 
 
 def poisoned(shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -9,9 +9,16 @@ import pytest
 
 from tests.tir_kernels.backends import Backend, Random
 from tests.tir_kernels.int8_slots import Stored
-from tests.tir_kernels.kernels import Kernel, poisoned, relative_error, targets_that_run_here
-from tests.tir_kernels.test_attention import check_decode, check_paged, check_ragged
+from tests.tir_kernels.kernels import (
+    Kernel,
+    on_threads,
+    poisoned,
+    relative_error,
+    targets_that_run_here,
+)
+from tests.tir_kernels.test_attention import Pages, check_decode, check_paged, check_ragged
 from tir_kernels._tvm import PrimFunc, T, Target
+from tir_kernels.cpu.attention_decode import attention_decode_paged
 from tir_kernels.cpu.lanes import fold, sum_parts, sum_whole, transpose
 from tir_kernels.cpu.merge_state import merge_state
 from tir_kernels.cpu.pages import append_to_pages, copy_page, move_slots, read_slots
@@ -51,6 +58,30 @@ def test_decode(level: Backend, rng: Random) -> None:
 def test_prefill(rng: Random) -> None:
     check_ragged(best(), 7, 1, 64, "float16", [1, 15, 17, 150], rng)
     check_paged(best(), 7, 1, 64, "float16", [17, 0, 300, 1000], [3, 7, 40, 1], rng)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(6, 2), (3, 3), (4, 1)])
+def test_decode_on_any_number_of_threads(
+    heads: int, kv_heads: int, rng: Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same bits: who computes what is no matter of how."""
+    target, d, lengths = best().target, 64, [2064, 0, 300, 16, 1]
+    tables = Pages(lengths, kv_heads, rng, Stored(d, "float16", None)).tables
+    q = rng.floats(len(lengths), heads, d, dtype="float16")
+    kernel = Kernel(attention_decode_paged(target, heads, kv_heads, d, "float16"), target)
+
+    def attended() -> list[np.ndarray]:
+        out = poisoned(q.shape, "float16")
+        lse = poisoned(q.shape[:2], "float32")
+        positions = np.zeros(len(lengths), np.int32)
+        kernel(q, *tables, positions, out, lse, 0, 1.0, 1e4, d**-0.5)
+        return [out, lse]
+
+    want = on_threads(1, attended, monkeypatch)
+    for count in (2, 3, 7):
+        for found, exact in zip(on_threads(count, attended, monkeypatch), want, strict=True):
+            np.testing.assert_array_equal(found, exact, err_msg=str(rng.seed))
+    assert all(np.isfinite(values).all() for values in want)
 
 
 def test_decode_of_int8_slots(level: Backend, rng: Random) -> None:

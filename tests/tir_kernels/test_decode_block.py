@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import functools
-import threading
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.tir_kernels.backends import Random
-from tests.tir_kernels.kernels import Kernel, poisoned, relative_error, targets_that_run_here
+from tests.tir_kernels.kernels import (
+    Kernel,
+    on_threads,
+    poisoned,
+    relative_error,
+    targets_that_run_here,
+)
 from tests.tir_kernels.test_elementwise import EPS, normalized
 from tests.tir_kernels.test_linears import quantized
 from tir_kernels import dispatch, reference
-from tir_kernels._tvm import PrimFunc, Target, tvm
+from tir_kernels._tvm import PrimFunc, Target
 from tir_kernels.cpu.blocked import blocked_linear
 from tir_kernels.cpu.decode_block import DecodeBlock
 from tir_kernels.cpu.elementwise import add_rms_norm, silu_multiply
@@ -102,23 +105,6 @@ class Case:
         residual = linear(2, activated) + residual
         normed = normalized(residual, self.norms[1])
         return [residual, linear(3, normed) + (self.bias if bias else 0), normed]
-
-
-def on_threads(count: int, work: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`work` in a thread of its own, whose pool is made for so many."""
-    monkeypatch.setenv("TVM_NUM_THREADS", str(count))
-    monkeypatch.setenv("TVM_BIND_THREADS", "0")
-    found: list[Any] = []
-
-    def run() -> None:
-        tvm.get_global_func("runtime.config_threadpool")(1, count)
-        found.extend((tvm.get_global_func("runtime.NumThreads")(), work()))
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    assert found[0] == count
-    return found[1]
 
 
 @pytest.mark.parametrize(

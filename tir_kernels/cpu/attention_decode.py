@@ -2,8 +2,8 @@
 
 A sequence's keys are cut into spans (Flash-Decoding, https://pytorch.org/blog/flash-decoding), and
 a span under one key head is one unit of work for all query heads that share that head. Each thread
-gets as many units as any other, one after the other in memory, and what the spans found is merged
-at the end.
+gets units that follow each other in memory, with as many pages as anybody's up to a unit, and what
+the spans found is merged at the end.
 
 Pages are read in the order in which they lie, all heads of a few pages' keys and then of their
 values, with a softmax that is corrected when a larger score turns up (arXiv 1805.02867). A pass
@@ -66,6 +66,23 @@ def attention_decode_paged(
     size, seen = slots.size, slots.heads(q_heads)
     attend = decode_unit(target, group, slots)
     merge = _merge_spans(target, group, d, dtype)
+    span_pages = SPAN // PAGE
+
+    @T.inline
+    def unit_at(piece, batch, page_indptr, spans, b, out, i):
+        """out[i]: the unit that holds piece number `piece`, a piece being a head of a page; behind
+        the last piece, the number of units. A sequence's last span may have fewer pages.
+        """
+        b[0] = 0
+        for other in range(batch):
+            b[0] = b[0] + T.Select(page_indptr[other + 1] * kv_heads <= piece, 1, 0)
+        out[i] = spans[batch] * kv_heads
+        if b[0] < batch:
+            rest: T.let[T.int32] = piece - page_indptr[b[0]] * kv_heads
+            before: T.let[T.int32] = T.truncdiv(rest, span_pages * kv_heads)
+            left: T.let[T.int32] = page_indptr[b[0] + 1] - page_indptr[b[0]] - before * span_pages
+            within: T.let[T.int32] = rest - before * (span_pages * kv_heads)
+            out[i] = (spans[b[0]] + before) * kv_heads + T.truncdiv(within, T.min(left, span_pages))
 
     @T.prim_func(private=True, s_tir=True)
     def attention(
@@ -123,12 +140,11 @@ def attention_decode_paged(
             spans[b + 1] = spans[b] + T.truncdiv(
                 page_indptr[b + 1] - page_indptr[b] + (SPAN // PAGE - 1), SPAN // PAGE
             )
-        count: T.let[T.int32] = spans[batch]
+        pieces: T.let[T.int32] = page_indptr[batch] * kv_heads
         most = T.meta_var(T.truncdiv(used_pages, SPAN // PAGE) + batch)
         mixed = T.alloc_buffer((most, kv_heads, group, d), "float32")
         top = T.alloc_buffer((most, kv_heads, group), "float32")
         total = T.alloc_buffer((most, kv_heads, group), "float32")
-        units: T.let[T.int32] = count * kv_heads
         rows: T.let[T.int32] = batch * q_heads
         shares: T.let[T.int32] = T.call_packed("runtime.NumThreads")
         with T.attr(T.int32(0), "pragma_parallel_launch_point", 1):
@@ -138,8 +154,12 @@ def attention_decode_paged(
                     # place of one that is no longer used.
                     work = T.alloc_buffer((q_heads, _QUERY + 2 * d), "float32")
                     b = T.alloc_buffer((1,), "int32")
-                    begin: T.let[T.int32] = share * units // shares
-                    end: T.let[T.int32] = (share + 1) * units // shares
+                    ends = T.alloc_buffer((2,), "int32")
+                    for i in T.unroll(2):
+                        first_piece = T.meta_var((share + i) * pieces // shares)
+                        unit_at(first_piece, batch, page_indptr, spans, b, ends, i)
+                    begin: T.let[T.int32] = ends[0]
+                    end: T.let[T.int32] = ends[1]
                     for span in range(
                         T.truncdiv(begin, kv_heads), T.truncdiv(end + (kv_heads - 1), kv_heads)
                     ):
