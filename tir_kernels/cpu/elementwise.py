@@ -11,19 +11,7 @@ MANY = 8  # rows from which on waking other threads pays
 @memoized
 def rms_norm(target: Target, size: int, eps: float, dtype: str) -> PrimFunc:
     """(x [m, size], weight [size], out [m, size]): root mean square norm (arXiv 1910.07467)."""
-    lanes, root_mean_square = _root_mean_square(target, size, eps)
-
-    @T.inline
-    def norm_row(r, x, weight, out):
-        inverse = T.alloc_buffer((1,), "float32")
-        read = T.meta_var(_row_of(x, r, 0))
-        root_mean_square(read, inverse)
-        for i in range(size // lanes):
-            for j in T.vectorized(lanes):
-                out[r, i * lanes + j] = T.Cast(
-                    dtype,
-                    read(i * lanes + j) * inverse[0] * T.Cast("float32", weight[i * lanes + j]),
-                )
+    norm_row = _norm_row(target, size, eps, dtype)
 
     @T.prim_func(private=True, s_tir=True)
     def norm(x_handle: T.handle, weight: T.Buffer((size,), dtype), out_handle: T.handle):
@@ -161,11 +149,11 @@ def silu_multiply(target: Target, size: int, dtype: str) -> PrimFunc:
 
 def add_and_norm_row(target: Target, size: int, eps: float, dtype: str):
     """TIR (r, x, residual, weight, total, out): row r of `add_rms_norm`."""
-    lanes, root_mean_square = _root_mean_square(target, size, eps)
+    lanes = _lanes(target, size)
+    norm_row = _norm_row(target, size, eps, dtype)
 
     @T.inline
-    def norm_row(r, x, residual, weight, total, out):
-        inverse = T.alloc_buffer((1,), "float32")
+    def add_and_norm(r, x, residual, weight, total, out):
         for i in range(size // lanes):
             for j in T.vectorized(lanes):
                 total[r, i * lanes + j] = T.Cast(
@@ -173,16 +161,9 @@ def add_and_norm_row(target: Target, size: int, eps: float, dtype: str):
                     T.Cast("float32", x[r, i * lanes + j])
                     + T.Cast("float32", residual[r, i * lanes + j]),
                 )
-        read = T.meta_var(_row_of(total, r, 0))
-        root_mean_square(read, inverse)
-        for i in range(size // lanes):
-            for j in T.vectorized(lanes):
-                out[r, i * lanes + j] = T.Cast(
-                    dtype,
-                    read(i * lanes + j) * inverse[0] * T.Cast("float32", weight[i * lanes + j]),
-                )
+        norm_row(r, total, weight, out)
 
-    return norm_row
+    return add_and_norm
 
 
 def silu(x):
@@ -199,6 +180,25 @@ def _lanes(target: Target, size: int) -> int:
     """The widest vector that walks `size` values without a tail."""
     lanes = largest_fitting(size, (tiling_of(target).lanes, 8, 4, 2, 1))
     return lanes if size % lanes == 0 else 1
+
+
+def _norm_row(target: Target, size: int, eps: float, dtype: str):
+    """TIR (r, x, weight, out): row r of `rms_norm`."""
+    lanes, root_mean_square = _root_mean_square(target, size, eps)
+
+    @T.inline
+    def norm_row(r, x, weight, out):
+        inverse = T.alloc_buffer((1,), "float32")
+        read = T.meta_var(_row_of(x, r, 0))
+        root_mean_square(read, inverse)
+        for i in range(size // lanes):
+            for j in T.vectorized(lanes):
+                out[r, i * lanes + j] = T.Cast(
+                    dtype,
+                    read(i * lanes + j) * inverse[0] * T.Cast("float32", weight[i * lanes + j]),
+                )
+
+    return norm_row
 
 
 def _root_mean_square(target: Target, size: int, eps: float):
