@@ -29,7 +29,6 @@ _POOLED_ALLOCATOR = 2
 # Of the free memory, for the KV cache at most; a GPU's own memory is nobody else's.
 _MEMORY_SHARE = 0.6
 _CUDA_MEMORY_SHARE = 0.85
-_MOST_SHAPES = 1024  # that are kept
 _CUDA_CACHE_BYTES = 2**27  # that TVM's cache takes beside its pages, for what it tells attention
 _KV_FUNCTIONS = {
     "kv_state_": (
@@ -43,6 +42,7 @@ _KV_FUNCTIONS = {
     ),
     "attention_kv_cache_": ("get_num_available_pages",),
 }
+_MOST_SHAPES = 1024  # of TVM's objects that are kept
 _DTYPE_BYTES = {"float16": 2, "float32": 4}
 
 

@@ -138,10 +138,10 @@ def attention_decode_paged(
         spans[0] = 0
         for b in range(batch):
             spans[b + 1] = spans[b] + T.truncdiv(
-                page_indptr[b + 1] - page_indptr[b] + (SPAN // PAGE - 1), SPAN // PAGE
+                page_indptr[b + 1] - page_indptr[b] + (span_pages - 1), span_pages
             )
         pieces: T.let[T.int32] = page_indptr[batch] * kv_heads
-        most = T.meta_var(T.truncdiv(used_pages, SPAN // PAGE) + batch)
+        most = T.meta_var(T.truncdiv(used_pages, span_pages) + batch)
         mixed = T.alloc_buffer((most, kv_heads, group, d), "float32")
         top = T.alloc_buffer((most, kv_heads, group), "float32")
         total = T.alloc_buffer((most, kv_heads, group), "float32")
@@ -166,9 +166,8 @@ def attention_decode_paged(
                         b[0] = 0
                         for other in range(batch):
                             b[0] = b[0] + T.Select(spans[other + 1] <= span, 1, 0)
-                        first: T.let[T.int32] = page_indptr[b[0]] + (span - spans[b[0]]) * (
-                            SPAN // PAGE
-                        )
+                        nth = T.meta_var(span - spans[b[0]])
+                        first: T.let[T.int32] = page_indptr[b[0]] + nth * span_pages
                         left: T.let[T.int32] = page_indptr[b[0] + 1] - first
                         keys: T.let[T.int32] = T.min(
                             (left - 1) * PAGE + last_page_length[b[0]], SPAN
